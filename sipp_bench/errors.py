@@ -1,0 +1,37 @@
+"""Every exception that sipp-bench raises on purpose.
+
+Each message is a sentence that names the thing that was wrong and says what to do. The command line prints
+the sentence without a traceback and exits with status 2 for bad usage or input.
+"""
+
+
+class SippBenchError(Exception):
+    """Base class: catch this to catch everything that sipp-bench refuses on purpose."""
+
+
+class OptionError(SippBenchError, ValueError):
+    """An option, a method name, a layer name or a number outside its allowed range."""
+
+
+class ModelError(SippBenchError, ValueError):
+    """A network that cannot be measured or pruned: NaN weights or activations, nothing to prune."""
+
+
+class PointsError(SippBenchError, ValueError):
+    """Points that cannot be used: none at all, of the wrong shape, or not finite."""
+
+
+class SuiteError(SippBenchError, ValueError):
+    """A suite file that is not TOML, or that names something unknown or impossible."""
+
+
+class DataError(SippBenchError):
+    """Data that is missing, damaged, or would need a download that is not possible."""
+
+
+class CheckpointError(SippBenchError):
+    """A checkpoint or a saved result that is missing, truncated, changed, or of another network."""
+
+
+class StoreError(SippBenchError):
+    """A run folder that cannot be written or read, or that belongs to another suite."""

@@ -1,0 +1,1 @@
+"""The claims of SiPP as code that tries to falsify them."""

@@ -1,0 +1,48 @@
+"""What is wrong with a suite file, in plain sentences: pydantic finds it, the user should not have to know."""
+
+import difflib
+from collections.abc import Iterable
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+_WRONG_TYPE = {
+    "string_type": "must be text in quotes",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "tuple_type": "must be a list in [ ]",
+    "model_type": "must be a table",
+}
+
+
+def unknown(name: str, allowed: Iterable[str], kind: str) -> str:
+    """Say that there is no `name` of that kind, what is close to it, and what there is."""
+    allowed = list(allowed)
+    close = difflib.get_close_matches(name, allowed, n=1)
+    meant = f" Did you mean {close[0]}?" if close else ""
+    return f"there is no {kind} {name!r}.{meant} Allowed: {', '.join(allowed)}."
+
+
+def describe(problem: ErrorDetails, tables: dict[str, type[BaseModel]]) -> str:
+    """One of pydantic's errors: the key, the entry of a list counted from 1, what is wrong, and what is allowed.
+
+    tables: the table that each key of the file's top level holds, "" for the top level itself.
+    """
+    location = problem["loc"]
+    key = ".".join(part for part in location if isinstance(part, str))
+    entries = "".join(f" (entry {part + 1})" for part in location if isinstance(part, int))
+    return f"key {key}{entries}: {_what(problem, key, tables)}".rstrip(".") + "."
+
+
+def _what(problem: ErrorDetails, key: str, tables: dict[str, type[BaseModel]]) -> str:
+    kind = problem["type"]
+    if kind == "value_error":
+        return str(problem["ctx"]["error"])
+    if kind == "extra_forbidden":
+        top, _, name = key.rpartition(".")
+        allowed = (field.alias or name for name, field in tables[top].model_fields.items())
+        return unknown(name, allowed, "key")
+    if kind == "missing":
+        table = f" at least one [[{key}]], or the suite has no cells" if key in tables else " it"
+        return f"is missing; add{table}"
+    return f"{_WRONG_TYPE.get(kind, problem['msg'])}, not {problem['input']!r}"

@@ -1,0 +1,1 @@
+"""Networks, data and trained checkpoints to prune: names in, torch objects out."""

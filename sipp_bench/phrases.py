@@ -1,4 +1,4 @@
-"""What is wrong with a suite file, in plain sentences: pydantic finds it, the user should not have to know."""
+"""What is wrong with a suite file, in plain sentences: pydantic finds it, users need not know."""
 
 import difflib
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ def unknown(name: str, allowed: Iterable[str], kind: str) -> str:
 
 
 def describe(problem: ErrorDetails, tables: dict[str, type[BaseModel]]) -> str:
-    """One of pydantic's errors: the key, the entry of a list counted from 1, what is wrong, and what is allowed.
+    """Put one of pydantic's errors: key, entry of a list (counted from 1), what is wrong, what is allowed.
 
     tables: the table that each key of the file's top level holds, "" for the top level itself.
     """

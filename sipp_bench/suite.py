@@ -175,7 +175,10 @@ class Suite(_Table):
     @classmethod
     def _possible_points(cls, points: Any) -> int | str:
         whole = isinstance(points, int) and not isinstance(points, bool) and points >= 1
-        _require(whole or points == SAMPLE_SIZE, f'must be a whole number from 1 on, or "{SAMPLE_SIZE}", not {points!r}')
+        _require(
+            whole or points == SAMPLE_SIZE,
+            f'must be a whole number from 1 on, or "{SAMPLE_SIZE}", not {points!r}',
+        )
         return points  # type: ignore[no-any-return]  # the line above says what it is
 
     @field_validator("protocol")
@@ -276,7 +279,9 @@ def _require(condition: bool, sentence: str) -> None:
 
 
 def _require_label(label: str) -> str:
-    _require(_LABEL.fullmatch(label) is not None and len(label) <= 80, f"must be {_LABEL_RULE}, not {label!r}")
+    _require(
+        _LABEL.fullmatch(label) is not None and len(label) <= 80, f"must be {_LABEL_RULE}, not {label!r}"
+    )
     return label
 
 

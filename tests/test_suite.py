@@ -183,9 +183,16 @@ def test_quick_is_enough_for_a_report() -> None:
     assert "quick" in list_suites()
     assert len(suite.seeds) >= 3
     assert len(suite.keep) >= 5
-    assert {"sipp-det", "sipp-rand", "sipp-hybrid", "sipp-mixture", "magnitude", "random", "snip", "wanda"} == {
-        method.name for method in suite.methods
-    }
+    assert {
+        "sipp-det",
+        "sipp-rand",
+        "sipp-hybrid",
+        "sipp-mixture",
+        "magnitude",
+        "random",
+        "snip",
+        "wanda",
+    } == {method.name for method in suite.methods}
     for name in ("sipp-det", "sipp-rand", "sipp-hybrid", "sipp-mixture"):
         weights = {method.options["weights"] for method in suite.methods if method.name == name}
         assert weights >= {"uniform", "downstream"}

@@ -1,0 +1,97 @@
+"""Points from files: arrays as they are, images as classification networks of torchvision expect them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sipp_bench.errors import PointsError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def read_points(path: Path | str, *, image_size: int = 224, limit: int | None = None) -> Tensor:
+    """Read points (N, ...), float32.
+
+    path: a .npy, .npz or .safetensors file with one array of floating-point numbers (N, ...); or a folder of
+    images (with its subfolders, in sorted order), each converted to RGB, scaled and cropped around its centre
+    to image_size x image_size, divided by 255, and normalised by the mean and standard deviation of ImageNet.
+    limit: the first so many only.
+    Raises PointsError, naming the file, for what is missing, empty, unreadable, of another type or shape.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_images(path, image_size, limit)
+    if path.suffix not in _READERS:
+        raise PointsError(f"{path} is neither a folder of images nor a {', '.join(_READERS)} file.")
+    try:
+        array = _READERS[path.suffix](path)
+    except FileNotFoundError as error:
+        raise PointsError(f"There is no file {path} with points.") from error
+    except PointsError:
+        raise
+    except Exception as error:  # damaged files raise whatever their format's reader raises
+        raise PointsError(
+            f"{path} cannot be read as a {path.suffix} file: {error}. Write it again."
+        ) from error
+    if array.ndim < 2 or len(array) == 0:
+        raise PointsError(
+            f"{path} has shape {array.shape}. Points are rows: give (N, ...) with at least one row."
+        )
+    if not np.issubdtype(array.dtype, np.floating):
+        raise PointsError(
+            f"{path} has {array.dtype} numbers. Scale them as the network expects and save them as float32."
+        )
+    return torch.from_numpy(np.array(array[:limit], dtype=np.float32))
+
+
+def _read_images(folder: Path, size: int, limit: int | None) -> Tensor:
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _IMAGES)[:limit]
+    if not files:
+        raise PointsError(f"There are no images in {folder}. It takes {', '.join(_IMAGES)} files.")
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return torch.stack([(_read_image(file, size) - mean) / std for file in files])
+
+
+def _read_image(file: Path, size: int) -> Tensor:
+    """An image as (3, size, size) in [0, 1]."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(file) as image:
+            square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PointsError(f"{file} cannot be read as an image: {error}. Repair or remove it.") from error
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255
+
+
+def _only_array(path: Path, arrays: Mapping[str, Any]) -> Any:
+    if len(arrays) != 1:
+        names = ", ".join(sorted(arrays)) or "none"
+        raise PointsError(f"{path} must hold one array, the points; it holds {len(arrays)}: {names}.")
+    return next(iter(arrays.values()))
+
+
+def _read_npy(path: Path) -> Any:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _read_npz(path: Path) -> Any:
+    with np.load(path, allow_pickle=False) as arrays:
+        return _only_array(path, dict(arrays))
+
+
+def _read_safetensors(path: Path) -> Any:
+    from safetensors.torch import load_file
+
+    array = _only_array(path, load_file(path))
+    # numpy has no bfloat16.
+    return (array.float() if array.is_floating_point() else array).numpy()
+
+
+_READERS = {".npy": _read_npy, ".npz": _read_npz, ".safetensors": _read_safetensors}

@@ -1,0 +1,104 @@
+"""The registry of pruning methods, and the two calls that most people need: `fit` and `prune`."""
+
+import difflib
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+
+from sipp_bench.errors import OptionError
+from sipp_bench.methods.magnitude import Magnitude
+from sipp_bench.methods.protocol import Fitted, Method, Observation, Selection, fit_method
+from sipp_bench.methods.random import Random
+from sipp_bench.methods.sipp_det import SippDet
+from sipp_bench.methods.sipp_hybrid import SippHybrid
+from sipp_bench.methods.sipp_mixture import SippMixture
+from sipp_bench.methods.sipp_rand import SippRand
+from sipp_bench.methods.snip import Snip
+from sipp_bench.methods.wanda import Wanda
+from sipp_bench.points import Points
+from sipp_bench.pruned import Pruned
+
+__all__ = [
+    "Fitted",
+    "Method",
+    "Observation",
+    "Selection",
+    "check_options",
+    "fit",
+    "list_methods",
+    "make_method",
+    "prune",
+    "register_method",
+]
+
+_REGISTRY: dict[str, type[Method]] = {
+    cls.name: cls for cls in (SippDet, SippRand, SippHybrid, SippMixture, Magnitude, Random, Snip, Wanda)
+}
+
+
+def list_methods() -> list[str]:
+    """Names of all registered methods, sorted."""
+    return sorted(_REGISTRY)
+
+
+def register_method(name: str, cls: type[Method]) -> None:
+    """Make `cls` available as `method=name`. Raises OptionError for a name that is taken by another class."""
+    if not (inspect.isclass(cls) and issubclass(cls, Method)):
+        raise OptionError(f"{cls!r} is not a subclass of sipp_bench.methods.Method.")
+    if _REGISTRY.get(name, cls) is not cls:
+        raise OptionError(f"A method named {name!r} is registered already: choose another name.")
+    _REGISTRY[name] = cls
+
+
+def make_method(name: str, **options: Any) -> Method:
+    """The method with these options; OptionError names what is allowed when the name or an option is not."""
+    if name not in _REGISTRY:
+        near = difflib.get_close_matches(str(name), _REGISTRY, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise OptionError(f"There is no method {name!r}.{hint} The methods are: {', '.join(list_methods())}.")
+    cls = _REGISTRY[name]
+    allowed = list(inspect.signature(cls).parameters)
+    unknown = [option for option in options if option not in allowed]
+    if unknown:
+        raise OptionError(f"Method {name!r} has no option {unknown[0]!r}. Its options are: {', '.join(allowed)}.")
+    try:
+        return cls(**options)
+    except TypeError as error:
+        raise OptionError(f"Method {name!r} does not take the options {options}: {error}.") from error
+
+
+def check_options(method: str, options: dict[str, Any]) -> None:
+    """Raise OptionError unless the method exists and takes these options."""
+    make_method(method, **options)
+
+
+def fit(
+    model: nn.Module,
+    points: Points,
+    method: str = "sipp-det",
+    labels: Tensor | None = None,
+    *,
+    batch_size: int = 64,
+    **options: Any,
+) -> Fitted:
+    """Let a method look at the points once; then `fitted.prune(keep=0.1, seed=0)` as often as you like.
+
+    points: Tensor (N, ...), a Dataset or a DataLoader. labels: only `snip` reads them, one for each point.
+    options: the method's own (see its class). The network is never changed. Raises OptionError for an unknown method
+    or option, ModelError for a network with NaN weights or nothing to prune, PointsError for unusable points.
+    """
+    return fit_method(make_method(method, **options), model, points, labels, batch_size)
+
+
+def prune(
+    model: nn.Module,
+    points: Points,
+    *,
+    method: str = "sipp-det",
+    keep: float,
+    seed: int = 0,
+    **options: Any,
+) -> Pruned:
+    """`fit` and `Fitted.prune` in one call."""
+    return fit(model, points, method, **options).prune(keep, seed)

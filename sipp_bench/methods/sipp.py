@@ -1,0 +1,183 @@
+"""What the SiPP methods share: one measurement, blocks over all layers, and carrying out a plan.
+
+A plan says for each block which weights are kept as they are, and how many of the rest are to be drawn (none: the
+rest is dropped). It depends on the sensitivities alone; what is drawn is decided before any draw (claim C9).
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sipp_bench.block_weights import BlockWeights, block_weights, check_block_weights
+from sipp_bench.bounds import bernstein_epsilon, deterministic_epsilon
+from sipp_bench.errors import OptionError
+from sipp_bench.guarantee import Guarantee
+from sipp_bench.methods.protocol import Method, Observation, Selection
+from sipp_bench.methods.sampling import BlockSampler, by_block, whole_draws
+from sipp_bench.methods.scores import largest
+from sipp_bench.points import Points
+from sipp_bench.sensitivity import PatchReduction, Sensitivity, block_sums, measure_sensitivity
+
+
+@dataclass(frozen=True)
+class SippObservation(Observation):
+    """Sensitivities (as scores), with their blocks' totals and weights c_b."""
+
+    sensitivity: Sensitivity
+    block_weights: Mapping[str, Tensor]
+
+    def rows(self, name: str) -> tuple[Tensor, Tensor]:
+        """s and w > 0 of one weight, (neurons, n)."""
+        layer = self.sensitivity[name]
+        return layer.values.flatten(1), layer.positive.flatten(1)
+
+    def live(self, name: str) -> Tensor:
+        """Weights with s > 0 in each block: (neurons, 2) float64 whole numbers."""
+        s, positive = self.rows(name)
+        return block_sums(s > 0, positive)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """For each weight: which are kept as they are (neurons, n), and how many of the rest to draw (neurons, 2)."""
+
+    kept: Mapping[str, Tensor]
+    distinct: Mapping[str, Tensor]
+
+    def requested(self) -> dict[str, int]:
+        """Weights asked for, by name."""
+        return {name: int(kept.sum()) + int(self.distinct[name].sum()) for name, kept in self.kept.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SippMethod(Method):
+    """Measures sensitivities once; a subclass plans.
+
+    weights: block weights c_b, "uniform" (the paper), "layer" (1 / neurons, the authors' sampling) or "downstream"
+    (ours, see `block_weights`). patch_reduction: "max" (the definition) or "mean" (the authors' choice).
+    """
+
+    claims: ClassVar[tuple[str, ...]]
+    weights: BlockWeights = "uniform"
+    patch_reduction: PatchReduction = "max"
+
+    def __post_init__(self) -> None:
+        check_block_weights(self.weights)
+        if self.patch_reduction not in ("max", "mean"):
+            raise OptionError(f"patch_reduction is 'max' or 'mean', not {self.patch_reduction!r}.")
+
+    def observe(self, model: nn.Module, points: Points, labels: Tensor | None, batch_size: int) -> SippObservation:
+        """One sensitivity pass, and one more for "downstream" block weights."""
+        sens = measure_sensitivity(model, points, patch_reduction=self.patch_reduction, batch_size=batch_size)
+        c = block_weights(self.weights, model, points, sens, batch_size)
+        return SippObservation({name: layer.values for name, layer in sens.items()}, sens.skipped, sens, c)
+
+    @abstractmethod
+    def plan(self, observation: SippObservation, weights: Mapping[str, Tensor], budget: int) -> Plan:
+        """Which weights to keep and how many to draw, from the sensitivities alone."""
+
+    def select(
+        self, observation: Observation, weights: Mapping[str, Tensor], budget: int, rng: np.random.Generator
+    ) -> Selection:
+        """Plan, draw, reweight; see `Method.select`."""
+        assert isinstance(observation, SippObservation)
+        plan = self.plan(observation, weights, budget)
+        samplers = {}
+        for name, distinct in plan.distinct.items():
+            if bool(distinct.any()):
+                s, positive = observation.rows(name)
+                drawn = by_block(distinct, positive) > 0
+                samplers[name] = BlockSampler(s, positive, drawn & ~plan.kept[name])
+        draws = whole_draws(samplers, {name: plan.distinct[name] for name in samplers}) if samplers else {}
+        pruned, epsilon = {}, {}
+        for name, weight in weights.items():
+            _, positive = observation.rows(name)
+            draws.setdefault(name, torch.zeros_like(plan.distinct[name], dtype=torch.int64))
+            rows = torch.where(plan.kept[name], weight.flatten(1), 0)
+            if name in samplers:
+                rows = rows + _reweighted(samplers[name], weight.flatten(1), draws[name], rng)
+            pruned[name] = rows.reshape(weight.shape)
+            s_rest = torch.where(plan.kept[name], 0.0, observation.rows(name)[0].double())
+            epsilon[name] = self.epsilon(block_sums(s_rest, positive), draws[name], observation)
+        return Selection(pruned, plan.requested(), self._guarantee(observation, epsilon, draws))
+
+    def epsilon(self, rest: Tensor, draws: Tensor, observation: SippObservation) -> Tensor:
+        """Bound of each block: claim C2 where nothing is drawn. rest: T_R of what is not kept, (neurons, 2)."""
+        return deterministic_epsilon(rest.unsqueeze(-1), -1)
+
+    def _guarantee(
+        self, observation: SippObservation, epsilon: Mapping[str, Tensor], draws: Mapping[str, Tensor]
+    ) -> Guarantee:
+        sampled = any(bool(d.any()) for d in draws.values())
+        return Guarantee(
+            claims=self.claims,
+            delta=getattr(self, "delta", 0.0) if sampled else 0.0,
+            simultaneous=getattr(self, "simultaneous", False),
+            epsilon=epsilon,
+            draws=draws,
+            num_points=observation.sensitivity.num_points,
+            per_patch=self.patch_reduction == "max",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingMethod(SippMethod):
+    """A SiPP method that may draw.
+
+    delta: failure probability of the bound for each active (block, x, p, tau); with `simultaneous`, for all that are
+    active on S at once, delta split among them (claim C11).
+    """
+
+    delta: float = 0.05
+    simultaneous: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.delta < 1:
+            raise OptionError(f"delta is a failure probability, above 0 and below 1, not {self.delta!r}.")
+
+    def split_delta(self, observation: SippObservation) -> float:
+        """The delta of a single (block, x, p, tau)."""
+        if not self.simultaneous:
+            return self.delta
+        active = sum(int(layer.active.sum()) for layer in observation.sensitivity.values())
+        return self.delta / max(active, 1)
+
+    def epsilon(self, rest: Tensor, draws: Tensor, observation: SippObservation) -> Tensor:
+        """Claim C10 where the block is drawn, claim C2 where it is not."""
+        delta = self.split_delta(observation)
+        sampled = bernstein_epsilon(rest, draws.clamp(min=1), delta)
+        return torch.where(draws > 0, sampled, super().epsilon(rest, draws, observation))
+
+
+def keep_top(observation: SippObservation, weights: Mapping[str, Tensor], budget: int) -> dict[str, Tensor]:
+    """Claim C3: the `budget` largest c_b s over all blocks, (neurons, n) masks; ties as in `largest`."""
+    scores = {}
+    for name, c in observation.block_weights.items():
+        s, positive = observation.rows(name)
+        scores[name] = (s.double() * by_block(c, positive)).reshape(weights[name].shape)
+    return {name: mask.flatten(1) for name, mask in largest(scores, weights, budget).items()}
+
+
+def ranks(observation: SippObservation, name: str) -> Tensor:
+    """Rank of each weight's s within its block, 0 for the largest: (neurons, n) int64."""
+    s, positive = observation.rows(name)
+    result = torch.zeros_like(s, dtype=torch.int64)
+    for sign in (positive, ~positive):
+        order = torch.argsort(torch.where(sign, s, -1.0), dim=1, descending=True, stable=True)
+        places = torch.arange(s.shape[1], device=s.device).expand_as(order)
+        result = torch.where(sign, torch.zeros_like(result).scatter(1, order, places), result)
+    return result
+
+
+def _reweighted(sampler: BlockSampler, weight: Tensor, draws: Tensor, rng: np.random.Generator) -> Tensor:
+    """what_j = n_j / (m q_j) w_j, in the dtype of the weight."""
+    counts = sampler.draw(draws, rng).double()
+    expected = by_block(draws.double(), sampler.positive) * sampler.q
+    factor = torch.where(counts > 0, counts / expected, 0.0)
+    return (factor * weight.double()).to(weight.dtype)

@@ -1,0 +1,70 @@
+"""SiPPMixture (ours): keep the k largest sensitivities of a block, and draw from or drop the rest (claim C13)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sipp_bench.bounds import mixture_epsilon
+from sipp_bench.methods.sampling import by_block
+from sipp_bench.methods.sipp import Plan, SamplingMethod, SippObservation, ranks
+from sipp_bench.methods.splits import keep_all_live, split_for_draws, split_for_dropping
+
+
+@dataclass(frozen=True, kw_only=True)
+class SippMixture(SamplingMethod):
+    """For each block and its share m, the k in 0..m with the smallest bound: k kept, m - k drawn from the rest.
+
+    k = m drops the rest (SiPPDet's end), k = 0 draws all (SiPPRand's, with a sharper bound). The split of the budget
+    is chosen as in SiPPHybrid.
+    """
+
+    name: ClassVar[str] = "sipp-mixture"
+    claims: ClassVar[tuple[str, ...]] = ("C13", "C2")
+
+    def plan(self, observation: SippObservation, weights: Mapping[str, Tensor], budget: int) -> Plan:
+        """The better split, and in each block the best k."""
+        if (everything := keep_all_live(observation, weights, budget)) is not None:
+            return everything
+        delta = self.split_delta(observation)
+        splits = (
+            split_for_dropping(observation, weights, budget),
+            split_for_draws(observation, budget, delta),
+        )
+        candidates = [self._mixtures(observation, shares, delta) for shares in splits]
+        return min(candidates, key=lambda candidate: candidate[0])[1]
+
+    def epsilon(self, rest: Tensor, draws: Tensor, observation: SippObservation) -> Tensor:
+        """Claim C13; with no draws it is claim C2."""
+        return mixture_epsilon(rest, draws, self.split_delta(observation))
+
+    def _mixtures(self, observation: SippObservation, shares: Mapping[str, Tensor], delta: float) -> tuple[float, Plan]:
+        cost = 0.0
+        kept, distinct = {}, {}
+        for name, share in shares.items():
+            s, positive = observation.rows(name)
+            k, bound = self._best_k(s, positive, share, delta)
+            kept[name] = ranks(observation, name) < by_block(k, positive)
+            distinct[name] = share - k
+            cost += float((observation.block_weights[name] * bound).sum())
+        return cost, Plan(kept, distinct)
+
+    @staticmethod
+    def _best_k(s: Tensor, positive: Tensor, share: Tensor, delta: float) -> tuple[Tensor, Tensor]:
+        """k and its bound for each block: (neurons, 2) each."""
+        best_k, best = [], []
+        for column, sign in enumerate((positive, ~positive)):
+            ordered = torch.where(sign, s.double(), 0.0).sort(dim=1, descending=True).values
+            # T_R after keeping k, summed from the small end: no cancellation.
+            rest = torch.nn.functional.pad(ordered.flip(1).cumsum(1).flip(1), (0, 1))
+            k = torch.arange(rest.shape[1], device=s.device)
+            draws = (share[:, column, None] - k).clamp(min=0)
+            bounds = mixture_epsilon(rest, draws, delta)
+            bounds = torch.where(k <= share[:, column, None], bounds, torch.inf)
+            # Nothing can be drawn from a rest without mass that dropping it would not do as well.
+            value, index = bounds.min(1)
+            best_k.append(index)
+            best.append(value)
+        return torch.stack(best_k, 1), torch.stack(best, 1)

@@ -1,0 +1,73 @@
+"""SNIP: connection sensitivity of the loss (Lee, Ajanthan, Torr, ICLR 2019)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sipp_bench.errors import ModelError, PointsError
+from sipp_bench.methods.protocol import Observation
+from sipp_bench.methods.scores import ScoreMethod
+from sipp_bench.points import Points, batch_length, call_model, iterate_batches, model_device
+from sipp_bench.tracing import Call, tracing, unmeasured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snip(ScoreMethod):
+    """score_ij = |w_ij dL/dw_ij|, L the mean cross-entropy over the points, kept globally.
+
+    Labels: those given, else those that come with the points, else the network's own predictions. The network is in
+    eval mode (the definitions of THEORY section 1), so that batch-norm uses its running statistics.
+    """
+
+    name: ClassVar[str] = "snip"
+
+    def observe(self, model: nn.Module, points: Points, labels: Tensor | None, batch_size: int) -> Observation:
+        """One backward pass over the points, whose gradients stay out of the network's own `.grad`."""
+        frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+        floating = [parameter for parameter in frozen if parameter.is_floating_point()]
+        try:
+            for parameter in floating:
+                parameter.requires_grad_(True)
+            return self._scores(model, points, labels, batch_size)
+        finally:
+            for parameter in floating:
+                parameter.requires_grad_(False)
+
+    def _scores(self, model: nn.Module, points: Points, labels: Tensor | None, batch_size: int) -> Observation:
+        parameters = dict(model.named_parameters())
+        sums: dict[str, Tensor] = {}
+        seen = 0
+
+        def observe(call: Call, output: Tensor) -> None:
+            sums.setdefault(call.name, torch.zeros_like(parameters[call.name]))
+
+        with torch.enable_grad(), tracing(model, observe) as trace:
+            for inputs, own in iterate_batches(points, batch_size, model_device(model)):
+                size = batch_length(inputs)
+                given = own if labels is None else labels[seen : seen + size].to(model_device(model))
+                seen += size
+                loss = _loss(model, call_model(model, inputs), given, size)
+                gradients = torch.autograd.grad(loss, [parameters[name] for name in sums], allow_unused=True)
+                for name, gradient in zip(sums, gradients, strict=True):
+                    if gradient is not None:
+                        sums[name] += gradient
+        if labels is not None and len(labels) != seen:
+            raise PointsError(f"There are {seen} points but {len(labels)} labels: give one label for each point.")
+        names = [name for name in parameters if name in sums and name not in trace.embedded]
+        scores = {name: (parameters[name].detach() * sums[name].detach() / seen).abs() for name in names}
+        return Observation(scores, unmeasured(model, trace))
+
+
+def _loss(model: nn.Module, logits: object, labels: Tensor | None, size: int) -> Tensor:
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise ModelError(
+            f"SNIP needs a classifier whose output is one tensor (N, classes); {type(model).__name__}'s is not."
+        )
+    if labels is None:
+        labels = logits.detach().argmax(1)
+    if labels.shape != (size,):
+        raise PointsError(f"SNIP needs one label for each of the {size} points of a batch, not {tuple(labels.shape)}.")
+    return F.cross_entropy(logits, labels.long(), reduction="sum")

@@ -1,0 +1,106 @@
+"""Points in whatever form the user has them, out as batches on one device."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from sipp_bench.errors import OptionError, PointsError
+
+Points: TypeAlias = "Tensor | np.ndarray[Any, Any] | Dataset[Any] | DataLoader[Any]"
+Inputs: TypeAlias = "Tensor | Mapping[str, Tensor]"
+
+
+def iterate_batches(points: Points, batch_size: int, device: torch.device) -> Iterator[tuple[Inputs, Tensor | None]]:
+    """Yield (inputs, labels) batches on `device`; labels are None where the points carry none.
+
+    points: Tensor or array (N, ...); a Dataset whose items are inputs, (inputs, label, ...) or dicts; or a DataLoader,
+    whose own batch size is kept. A dict goes to the network as keyword arguments, without "label" and "labels".
+    Raises PointsError for no points at all, or points with NaN or infinity; OptionError for a batch size below 1.
+    """
+    if batch_size < 1:
+        raise OptionError(f"batch_size must be at least 1, not {batch_size}.")
+    count = 0
+    for batch in _raw_batches(points, batch_size):
+        inputs, labels = _separate(batch, device)
+        size = batch_length(inputs)
+        _check_finite(inputs, count)
+        count += size
+        if size:
+            yield inputs, labels
+    if count == 0:
+        raise PointsError("There are no points: give at least one, as a tensor (N, ...), a Dataset or a DataLoader.")
+
+
+def batch_length(inputs: Inputs) -> int:
+    """Number of points in one batch."""
+    first = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
+    if first.ndim == 0:
+        raise PointsError("The points are a single number: give a tensor (N, ...) with one point in each row.")
+    return first.shape[0]
+
+
+def call_model(model: nn.Module, inputs: Inputs) -> Any:
+    """The network's output; what the network itself refuses becomes a PointsError that names the shapes."""
+    try:
+        return model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
+    except (RuntimeError, TypeError, IndexError, AssertionError, NotImplementedError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        shapes = tuple(inputs.shape) if isinstance(inputs, Tensor) else {k: tuple(v.shape) for k, v in inputs.items()}
+        reason = str(error).strip().splitlines()
+        raise PointsError(
+            f"The network {type(model).__name__} cannot process a batch of points of shape {shapes}: "
+            f"{reason[0] if reason else type(error).__name__}. "
+            "Check that the points have the shape and dtype that the network expects."
+        ) from error
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Device of the first parameter or buffer; the CPU for a network without either."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def _raw_batches(points: Points, batch_size: int) -> Iterator[Any]:
+    if isinstance(points, np.ndarray):
+        points = torch.from_numpy(points)
+    if isinstance(points, Tensor):
+        if points.ndim == 0:
+            batch_length(points)
+        yield from points.split(batch_size) if len(points) else ()
+    elif isinstance(points, DataLoader):
+        yield from points
+    elif isinstance(points, Dataset) or (hasattr(points, "__getitem__") and hasattr(points, "__len__")):
+        yield from DataLoader(points, batch_size=batch_size, shuffle=False)
+    else:
+        raise PointsError(
+            f"Points of type {type(points).__name__} are not understood: give a tensor (N, ...), a numpy array, "
+            "a torch Dataset or a DataLoader."
+        )
+
+
+def _separate(batch: Any, device: torch.device) -> tuple[Inputs, Tensor | None]:
+    labels = None
+    if isinstance(batch, Mapping):
+        tensors = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
+        labels = tensors.pop("labels", tensors.pop("label", None))
+        if not tensors:
+            raise PointsError("A batch of points is a dict without any tensor in it.")
+        return tensors, labels
+    if isinstance(batch, Sequence) and not isinstance(batch, str) and batch:
+        batch, labels = batch[0], batch[1] if len(batch) > 1 else None
+    if not isinstance(batch, Tensor):
+        raise PointsError(f"A batch of points is a {type(batch).__name__}, not a tensor: let the Dataset give tensors.")
+    return batch.to(device), labels.to(device) if isinstance(labels, Tensor) else None
+
+
+def _check_finite(inputs: Inputs, before: int) -> None:
+    for tensor in [inputs] if isinstance(inputs, Tensor) else inputs.values():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = (~torch.isfinite(tensor)).reshape(len(tensor), -1).any(1).nonzero()[0].item()
+            raise PointsError(f"Point {before + int(bad)} holds NaN or infinity: remove or repair it.")

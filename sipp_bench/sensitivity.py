@@ -1,0 +1,286 @@
+"""Points in, empirical sensitivity out: which weights, quadrants, merging shards (THEORY section 1, claim C1)."""
+
+import copy
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from sipp_bench import maxtimes
+from sipp_bench.errors import ModelError, OptionError
+from sipp_bench.patches import patch_chunks
+from sipp_bench.points import Points, batch_length, call_model, iterate_batches, model_device
+from sipp_bench.quadrants import activation_signs, block_magnitudes, full_precision, quadrant_sums
+from sipp_bench.tracing import Call, check_parameters, tracing, unmeasured
+
+PatchReduction = Literal["max", "mean"]
+
+# Numbers in one chunk of patches and their sums: 64 MiB of float32.
+_CHUNK = 1 << 24
+# Where float32 is safe: inside, no product that matters to a sum under- or overflows (see `_needs_double`).
+_SMALLEST_SUM, _LARGEST_SUM, _SMALLEST_PRODUCT = 1e-25, 1e25, 1e-37
+
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """Empirical sensitivities of one weight, s_ij = max over x in S, p, tau of |w_ij| (a_j)_tau / Z_i^{sigma,tau}.
+
+    values: shaped like the weight, in [0, 1]; float32, or float64 for a float64 network; 0 where Z was always 0.
+    positive: w > 0, shaped like the weight. active: (neurons, 2) int64, the number of active (x, p, tau) of each
+    block; column 0 is the block of positive weights, column 1 that of negative ones. num_patches: over all points.
+    """
+
+    name: str
+    values: Tensor
+    positive: Tensor
+    active: Tensor
+    num_patches: int
+
+    @property
+    def totals(self) -> Tensor:
+        """T of every block, the sum of its sensitivities: (neurons, 2) float64."""
+        return block_sums(self.values, self.positive)
+
+    def merge(self, other: "LayerSensitivity") -> "LayerSensitivity":
+        """Sensitivities over both samples: the element-wise maximum (claim C1)."""
+        if self.values.shape != other.values.shape:
+            raise OptionError(
+                f"Sensitivities of {self.name!r} have shapes {tuple(self.values.shape)} and "
+                f"{tuple(other.values.shape)}: only measurements of one and the same network can be merged."
+            )
+        device = self.values.device
+        if not torch.equal(self.positive, other.positive.to(device)):
+            raise OptionError(
+                f"Sensitivities of {self.name!r} belong to different weights (their signs differ): "
+                "only measurements of one and the same network can be merged."
+            )
+        return replace(
+            self,
+            values=torch.maximum(self.values, other.values.to(device)),
+            active=self.active + other.active.to(device),
+            num_patches=self.num_patches + other.num_patches,
+        )
+
+
+@dataclass(frozen=True)
+class Sensitivity(Mapping[str, LayerSensitivity]):
+    """Sensitivities by parameter name. `skipped`: weights that could not be measured, each with the reason."""
+
+    layers: Mapping[str, LayerSensitivity]
+    num_points: int
+    patch_reduction: PatchReduction
+    skipped: Mapping[str, str]
+
+    def __getitem__(self, name: str) -> LayerSensitivity:
+        return self.layers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    @property
+    def num_patches(self) -> int:
+        """Patches seen by the weight that saw most of them, over all points."""
+        return max(layer.num_patches for layer in self.layers.values())
+
+    def merge(self, other: "Sensitivity") -> "Sensitivity":
+        """What one measurement of both samples gives, up to float rounding. Raises OptionError if they don't fit."""
+        if self.patch_reduction != other.patch_reduction:
+            raise OptionError(
+                f"Sensitivities measured with patch_reduction {self.patch_reduction!r} and "
+                f"{other.patch_reduction!r} can't be merged: measure both in the same way."
+            )
+        # A weight that only one shard's points reached has sensitivity 0 on the other.
+        names = [*self.layers, *(name for name in other.layers if name not in self.layers)]
+        merged = {}
+        for name in names:
+            both = [sens.layers[name] for sens in (self, other) if name in sens.layers]
+            merged[name] = both[0].merge(both[1]) if len(both) == 2 else both[0]
+        skipped = {name: why for name, why in {**self.skipped, **other.skipped}.items() if name not in merged}
+        return Sensitivity(merged, self.num_points + other.num_points, self.patch_reduction, skipped)
+
+
+def measure_sensitivity(
+    model: nn.Module,
+    points: Points,
+    *,
+    layers: Sequence[str] | str | None = None,
+    patch_reduction: PatchReduction = "max",
+    batch_size: int = 64,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> Sensitivity:
+    """Empirical sensitivity of every Linear and ConvNd weight of `model` over `points` (THEORY section 1).
+
+        s_ij = max over x in S, patches p, tau in {+,-} of |w_ij| (a_j(x,p))_tau / Z_i^{sigma(j),tau}(x,p)
+
+    points: Tensor (N, ...), a Dataset or a DataLoader (labels ignored). layers: names or glob patterns of parameters
+    or modules; default all. patch_reduction: "max" (the definition) or, for convolutions, "mean" over the patches of
+    a point before the maximum over points (the authors' choice, THEORY section 6; claim C2 then speaks of patch
+    averages only). device: where the work is done; default the model's device; the model itself is not moved.
+    The network runs in eval mode without gradients and is afterwards as it was. Memory: chunks of 64 MiB beside the
+    network's own. float32 networks give values within 1e-5 relative of a float64 computation on the same inputs;
+    where float32 would under- or overflow, the chunk is computed in float64. Half precisions are computed in float32.
+
+    Raises ModelError for NaN or infinity in weights or activations (which layer), and for a network with nothing to
+    measure; PointsError for points that are missing, not finite or of the wrong shape; OptionError for options.
+    """
+    if patch_reduction not in get_args(PatchReduction):
+        raise OptionError(f"patch_reduction is 'max' or 'mean', not {patch_reduction!r}.")
+    check_parameters(model)
+    target = model_device(model) if device is None else torch.device(device)
+    if target != model_device(model):
+        model = copy.deepcopy(model).to(target)
+    wanted = _matching(model, layers)
+    accumulators: dict[str, _Accumulator] = {}
+
+    def observe(call: Call, output: Tensor) -> None:
+        if call.name in wanted:
+            if call.name not in accumulators:
+                parameter = dict(model.named_parameters())[call.name]
+                accumulators[call.name] = _Accumulator(call.name, parameter.detach(), call.groups, patch_reduction)
+            accumulators[call.name].add(call)
+
+    num_points = 0
+    with torch.no_grad(), tracing(model, observe) as trace:
+        batches = iterate_batches(points, batch_size, target)
+        for inputs, _ in tqdm(batches, desc="sensitivity", unit="batch", disable=not progress):
+            call_model(model, inputs)
+            num_points += batch_length(inputs)
+    skipped = {name: why for name, why in unmeasured(model, trace).items() if layers is None or name in wanted}
+    measured = {
+        name: accumulators[name].result()
+        for name, _ in model.named_parameters()
+        if name in accumulators and name not in trace.embedded
+    }
+    if not measured:
+        raise ModelError(nothing_to_prune(model, skipped))
+    return Sensitivity(measured, num_points, patch_reduction, skipped)
+
+
+def nothing_to_prune(model: nn.Module, skipped: Mapping[str, str]) -> str:
+    """The sentence for a network without a single Linear or ConvNd weight that can be pruned."""
+    reasons = "".join(f" {name}: {why}." for name, why in skipped.items())
+    return (
+        f"{type(model).__name__} has nothing to prune: no Linear or ConvNd weight of it was used in its forward "
+        f"pass.{reasons}"
+    )
+
+
+def block_sums(values: Tensor, positive: Tensor) -> Tensor:
+    """Sums over blocks of numbers shaped like a weight: (neurons, 2) float64, positive weights first."""
+    rows, signs = values.flatten(1).double(), positive.flatten(1)
+    plus = torch.where(signs, rows, 0.0).sum(1)
+    minus = torch.where(signs, 0.0, rows).sum(1)
+    return torch.stack([plus, minus], 1)
+
+
+def _matching(model: nn.Module, layers: Sequence[str] | str | None) -> set[str]:
+    """Names of the parameters that `layers` asks for."""
+    names = [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+    if layers is None:
+        return set(names)
+    chosen: set[str] = set()
+    for pattern in [layers] if isinstance(layers, str) else layers:
+        hits = {name for name in names if any(fnmatch.fnmatchcase(n, pattern) for n in (name, name.rpartition(".")[0]))}
+        if not hits:
+            raise OptionError(f"No layer of the network matches {pattern!r}. Its weights are: {', '.join(names)}.")
+        chosen |= hits
+    return chosen
+
+
+class _Accumulator:
+    """Running maximum of g / |w| for one weight, over calls, chunks and activation signs.
+
+    Each block's weights are scaled by a power of two to a largest magnitude in [1, 2): exact, since s does not change
+    when a block is scaled (claim C1), and it keeps the sums of nearly dead neurons inside float32's range.
+    """
+
+    def __init__(self, name: str, weight: Tensor, groups: int, reduction: PatchReduction) -> None:
+        self.name = name
+        self.shape = weight.shape
+        self.reduction = reduction
+        self.dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        neurons = weight.shape[0] // groups
+        magnitudes = block_magnitudes(weight.to(self.dtype), groups)
+        exponents = torch.frexp(magnitudes.amax(2, keepdim=True))[1] - 1
+        # In two steps: 2**-exponent alone can overflow for denormal weights.
+        self.magnitudes = torch.ldexp(torch.ldexp(magnitudes, -(exponents // 2)), -(exponents - exponents // 2))
+        self.positive = (weight > 0).reshape(groups, neurons, -1)
+        self.best = torch.zeros_like(self.positive, dtype=self.dtype)
+        self.active = torch.zeros(groups, 2 * neurons, dtype=torch.int64, device=weight.device)
+        nonzero = self.magnitudes[self.magnitudes > 0]
+        self.smallest_weight = float(nonzero.min()) if nonzero.numel() else 1.0
+        self.num_patches = 0
+
+    def add(self, call: Call) -> None:
+        """Fold in one application of (some rows of) the weight."""
+        if not bool(torch.isfinite(call.input).all()):
+            raise ModelError(
+                f"The input of layer {call.name!r} holds NaN or infinity on these points: look at the layers before it."
+            )
+        self.num_patches += call.count_patches()
+        average = self.reduction == "mean" and call.geometry is not None
+        limit = 1 if average else _CHUNK  # the mean goes point by point
+        with full_precision(call.input.device):
+            for patches in patch_chunks(call.input.to(self.dtype), call.weight, call.geometry, limit):
+                for a in activation_signs(patches):
+                    self._fold(a, call.rows, average)
+
+    def _fold(self, a: Tensor, rows: slice, average: bool) -> None:
+        neurons = self.positive.shape[1]
+        # Rows of a part of the weight occur for Linear only, where there is one group.
+        part = rows if self.positive.shape[0] == 1 else slice(None)
+        magnitudes = torch.cat([self.magnitudes[:, :neurons][:, part], self.magnitudes[:, neurons:][:, part]], 1)
+        z = quadrant_sums(a, magnitudes)
+        if self.dtype == torch.float32 and self._needs_double(a, z):
+            a = a.double()
+            z = quadrant_sums(a, magnitudes.double())
+        half = z.shape[2] // 2
+        count = (z > 0).sum(1)
+        self.active[:, :neurons][:, part] += count[:, :half]
+        self.active[:, neurons:][:, part] += count[:, half:]
+        r = torch.where(z > 0, 1 / z, 0.0)
+        positive = self.positive[:, part]
+        best = self.best[:, part]
+        if average:
+            plus, minus = (torch.bmm(x.transpose(1, 2), a) / a.shape[1] for x in (r[..., :half], r[..., half:]))
+            found = torch.where(positive, plus, minus)
+        else:
+            found = torch.zeros_like(best, dtype=a.dtype)
+            maxtimes.max_product(a, r[..., :half], r[..., half:], positive, found)
+        # Multiplied while still in the wider dtype: a / Z alone may be outside float32's range.
+        signed = torch.where(positive, magnitudes[:, :half], magnitudes[:, half:])
+        torch.maximum(best, (found * signed).to(self.dtype), out=best)
+
+    def _needs_double(self, a: Tensor, z: Tensor) -> bool:
+        """Whether float32 could under- or overflow in this chunk.
+
+        Sums within [1e-25, 1e25] are safe, since each block's largest weight is about 1. A sum of 0 is exact unless
+        the smallest weight times the smallest activation is too small for float32.
+        """
+        live = z > 0
+        smallest = torch.where(live, z, 1.0).amin()
+        if float(smallest) < _SMALLEST_SUM or not float(z.amax()) < _LARGEST_SUM:
+            return True
+        if bool(live.all()):
+            return False
+        return self.smallest_weight * float(torch.where(a > 0, a, 1.0).amin()) < _SMALLEST_PRODUCT
+
+    def result(self) -> LayerSensitivity:
+        """Sensitivities in the shape of the weight; rounding above 1 is cut off (claim C1)."""
+        neurons = self.positive.shape[1]
+        active = torch.stack([self.active[:, :neurons].flatten(), self.active[:, neurons:].flatten()], 1)
+        return LayerSensitivity(
+            self.name,
+            self.best.clamp(max=1).reshape(self.shape),
+            self.positive.reshape(self.shape),
+            active,
+            self.num_patches,
+        )

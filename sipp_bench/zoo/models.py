@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sipp_bench.errors import ModelError, OptionError
-from sipp_bench.zoo.vision import torchvision
+from sipp_bench.zoo.vision import declare_missing_operators, torchvision
 
 _TORCHVISION = "torchvision:"
 
@@ -78,14 +78,11 @@ def load_factory(spec: str) -> nn.Module:
     missing, when either raises, or when what comes back is not a torch.nn.Module.
     """
     module_name, colon, attribute = spec.partition(":")
-    if not (
-        colon and attribute.isidentifier() and all(part.isidentifier() for part in module_name.split("."))
-    ):
-        raise OptionError(
-            f"{spec!r} does not name a factory. Write package.module:factory, such as my_nets:small_cnn."
-        )
+    if not (colon and attribute.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
+        raise OptionError(f"{spec!r} does not name a factory. Write package.module:factory, such as my_nets:small_cnn.")
     with _current_folder_importable():
         try:
+            declare_missing_operators()  # the user's module may import torchvision
             module = importlib.import_module(module_name)
         except (Exception, SystemExit) as error:
             raise ModelError(
@@ -105,9 +102,7 @@ def load_factory(spec: str) -> nn.Module:
                 f"The factory {spec!r}, called without arguments, raised {type(error).__name__}: {error}."
             ) from error
     if not isinstance(model, nn.Module):
-        raise ModelError(
-            f"The factory {spec!r} returned a {type(model).__name__}. It must return a torch.nn.Module."
-        )
+        raise ModelError(f"The factory {spec!r} returned a {type(model).__name__}. It must return a torch.nn.Module.")
     return model
 
 

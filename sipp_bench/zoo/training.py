@@ -164,9 +164,7 @@ def trained_model(
     """
     model = models.build(network, data.input_shape, len(data.classes), seed)
     if recipe is None and network not in RECIPES:
-        raise OptionError(
-            f"{network} has no training recipe. Those with one are {', '.join(sorted(RECIPES))}."
-        )
+        raise OptionError(f"{network} has no training recipe. Those with one are {', '.join(sorted(RECIPES))}.")
     recipe = recipe or RECIPES[network]
     description = _description(network, data, seed, recipe)
     key = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
@@ -183,9 +181,7 @@ def trained_model(
         try:
             write_atomically(path, content)
         except StoreError as error:
-            raise StoreError(
-                f"{error} The environment variable SIPP_BENCH_CACHE sets the cache folder."
-            ) from error
+            raise StoreError(f"{error} The environment variable SIPP_BENCH_CACHE sets the cache folder.") from error
     sha256 = load_checkpoint(model, path, key=key)
     return Trained(model.to(device).eval(), path, sha256, key, dataclasses.asdict(recipe), cached, seconds)
 

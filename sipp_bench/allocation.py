@@ -134,8 +134,9 @@ def _optimal_draws(t: Array, cap: Array, c: Array, budget: float, log_term: floa
 def _kappa(m: Array, a: Array) -> Array:
     """r (r - 1)^2 for r = sqrt(1 + 6 m / a), without cancellation for small m."""
     u = 6 * m / a
-    t = u / (np.sqrt(1 + u) + 1)
-    return t * t * (t + 1)
+    t: Array = u / (np.sqrt(1 + u) + 1)
+    kappa: Array = t * t * (t + 1)
+    return kappa
 
 
 def _draws_at(kappa: Array, a: Array) -> Array:
@@ -146,7 +147,8 @@ def _draws_at(kappa: Array, a: Array) -> Array:
     t = np.minimum(np.sqrt(kappa), np.cbrt(kappa))
     for _ in range(8):
         t -= (t * t * (t + 1) - kappa) / np.maximum(t * (3 * t + 2), np.finfo(np.float64).tiny)
-    return a * t * (t + 2) / 6
+    m: Array = a * t * (t + 2) / 6
+    return m
 
 
 def _round_optimally(draws: Array, t: Array, cap: Array, c: Array, budget: int, log_term: float) -> Counts:

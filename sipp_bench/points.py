@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from sipp_bench.errors import OptionError, PointsError
+from sipp_bench.errors import OptionError, PointsError, SippBenchError
 
 Points: TypeAlias = "Tensor | np.ndarray[Any, Any] | Dataset[Any] | DataLoader[Any]"
 Inputs: TypeAlias = "Tensor | Mapping[str, Tensor]"
@@ -47,8 +47,8 @@ def call_model(model: nn.Module, inputs: Inputs) -> Any:
     """The network's output; what the network itself refuses becomes a PointsError that names the shapes."""
     try:
         return model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
-    except (RuntimeError, TypeError, IndexError, AssertionError, NotImplementedError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        if isinstance(error, torch.OutOfMemoryError | SippBenchError):
             raise
         shapes = tuple(inputs.shape) if isinstance(inputs, Tensor) else {k: tuple(v.shape) for k, v in inputs.items()}
         reason = str(error).strip().splitlines()
@@ -68,14 +68,14 @@ def model_device(model: nn.Module) -> torch.device:
 
 def _raw_batches(points: Points, batch_size: int) -> Iterator[Any]:
     if isinstance(points, np.ndarray):
-        points = torch.from_numpy(points)
+        points = _from_numpy(points)
     if isinstance(points, Tensor):
         if points.ndim == 0:
             batch_length(points)
         yield from points.split(batch_size) if len(points) else ()
     elif isinstance(points, DataLoader):
         yield from points
-    elif isinstance(points, Dataset) or (hasattr(points, "__getitem__") and hasattr(points, "__len__")):
+    elif isinstance(points, Dataset):
         yield from DataLoader(points, batch_size=batch_size, shuffle=False)
     else:
         raise PointsError(

@@ -180,5 +180,5 @@ class HeldMask(BasePruningMethod):
     @classmethod
     def apply(cls, module: nn.Module, name: str, mask: Tensor) -> "HeldMask":  # type: ignore[override]  # torch's own methods narrow it too
         """Reparametrise `module.name` by the mask; see torch.nn.utils.prune.BasePruningMethod.apply."""
-        method: HeldMask = super().apply(module, name, mask=mask)
+        method: HeldMask = super().apply(module, name, mask=mask)  # type: ignore[no-untyped-call]  # torch gives no types
         return method

@@ -20,8 +20,8 @@ def max_product(a: Tensor, r_plus: Tensor, r_minus: Tensor, positive: Tensor, ou
     depth = max(1, min(num_patches, tile // max(groups * rows * n, 1)))
     for i in range(0, out.shape[1], rows):
         part = out[:, i : i + rows]
-        best = [_one_sign(a, r[:, :, i : i + rows], depth) for r in (r_plus, r_minus)]
-        torch.maximum(part, torch.where(positive[:, i : i + rows], *best), out=part)
+        plus, minus = (_one_sign(a, r[:, :, i : i + rows], depth) for r in (r_plus, r_minus))
+        torch.maximum(part, torch.where(positive[:, i : i + rows], plus, minus), out=part)
 
 
 def _one_sign(a: Tensor, r: Tensor, depth: int) -> Tensor:

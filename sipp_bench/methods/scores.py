@@ -75,7 +75,7 @@ def keep_largest(scores: npt.NDArray[Any], tie_break: npt.NDArray[Any], count: i
     if count <= 0:
         return np.zeros(scores.size, dtype=np.bool_)
     threshold = np.partition(scores, scores.size - count)[scores.size - count]
-    kept = scores > threshold
+    kept: npt.NDArray[np.bool_] = scores > threshold
     ties = np.flatnonzero(scores == threshold)
     missing = count - int(np.count_nonzero(kept))
     kept[ties[np.argsort(-tie_break[ties], kind="stable")[:missing]]] = True

@@ -108,7 +108,8 @@ class SippMethod(Method):
 
     def epsilon(self, rest: Tensor, draws: Tensor, observation: SippObservation) -> Tensor:
         """Bound of each block: claim C2 where nothing is drawn. rest: T_R of what is not kept, (neurons, 2)."""
-        return deterministic_epsilon(rest.unsqueeze(-1), -1)
+        bound: Tensor = deterministic_epsilon(rest.unsqueeze(-1), -1)
+        return bound
 
     def _guarantee(
         self, observation: SippObservation, epsilon: Mapping[str, Tensor], draws: Mapping[str, Tensor]

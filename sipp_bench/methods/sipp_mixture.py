@@ -38,7 +38,8 @@ class SippMixture(SamplingMethod):
 
     def epsilon(self, rest: Tensor, draws: Tensor, observation: SippObservation) -> Tensor:
         """Claim C13; with no draws it is claim C2."""
-        return mixture_epsilon(rest, draws, self.split_delta(observation))
+        bound: Tensor = mixture_epsilon(rest, draws, self.split_delta(observation))
+        return bound
 
     def _mixtures(self, observation: SippObservation, shares: Mapping[str, Tensor], delta: float) -> tuple[float, Plan]:
         cost = 0.0

@@ -52,7 +52,7 @@ def _operators_load(root: Path) -> bool:
     libraries = sorted([*root.glob("_C*.so"), *root.glob("_C*.pyd")])
     try:
         for library in libraries:
-            torch.ops.load_library(library)  # type: ignore[no-untyped-call]  # torch gives it no types
+            torch.ops.load_library(library)
     except OSError:
         return False
     return bool(libraries)

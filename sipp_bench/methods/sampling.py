@@ -71,6 +71,14 @@ class BlockSampler:
         return counts.to(self.q.device)
 
 
+def reweighted(sampler: BlockSampler, weight: Tensor, draws: Tensor, rng: np.random.Generator) -> Tensor:
+    """what_j = n_j / (m q_j) w_j after draws (neurons, 2) from each block, in the dtype of the weight (claim C9)."""
+    counts = sampler.draw(draws, rng).double()
+    expected = by_block(draws.double(), sampler.positive) * sampler.q
+    factor = torch.where(counts > 0, counts / expected, 0.0)
+    return (factor * weight.double()).to(weight.dtype)
+
+
 def whole_draws(samplers: dict[str, BlockSampler], targets: dict[str, Tensor]) -> dict[str, Tensor]:
     """Whole draws for each block, whose expected distinct weights add up to the targets' sum.
 

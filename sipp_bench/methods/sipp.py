@@ -18,7 +18,7 @@ from sipp_bench.bounds import bernstein_epsilon, deterministic_epsilon
 from sipp_bench.errors import OptionError
 from sipp_bench.guarantee import Guarantee
 from sipp_bench.methods.protocol import Method, Observation, Selection
-from sipp_bench.methods.sampling import BlockSampler, by_block, whole_draws
+from sipp_bench.methods.sampling import BlockSampler, by_block, reweighted, whole_draws
 from sipp_bench.methods.scores import largest
 from sipp_bench.points import Points
 from sipp_bench.sensitivity import PatchReduction, Sensitivity, block_sums, measure_sensitivity
@@ -100,7 +100,7 @@ class SippMethod(Method):
             draws.setdefault(name, torch.zeros_like(plan.distinct[name], dtype=torch.int64))
             rows = torch.where(plan.kept[name], weight.flatten(1), 0)
             if name in samplers:
-                rows = rows + _reweighted(samplers[name], weight.flatten(1), draws[name], rng)
+                rows = rows + reweighted(samplers[name], weight.flatten(1), draws[name], rng)
             pruned[name] = rows.reshape(weight.shape)
             s_rest = torch.where(plan.kept[name], 0.0, observation.rows(name)[0].double())
             epsilon[name] = self.epsilon(block_sums(s_rest, positive), draws[name], observation)
@@ -147,13 +147,18 @@ class SamplingMethod(SippMethod):
         if not self.simultaneous:
             return self.delta
         active = sum(int(layer.active.sum()) for layer in observation.sensitivity.values())
-        return self.delta / max(active, 1)
+        return split_delta(self.delta, active)
 
     def epsilon(self, rest: Tensor, draws: Tensor, observation: SippObservation) -> Tensor:
         """Claim C10 where the block is drawn, claim C2 where it is not."""
         delta = self.split_delta(observation)
         sampled = bernstein_epsilon(rest, draws.clamp(min=1), delta)
         return torch.where(draws > 0, sampled, super().epsilon(rest, draws, observation))
+
+
+def split_delta(delta: float, count: int) -> float:
+    """Claim C11: the delta of each of `count` events, so that all hold together with probability at least 1 - delta."""
+    return delta / max(count, 1)
 
 
 def keep_top(observation: SippObservation, weights: Mapping[str, Tensor], budget: int) -> dict[str, Tensor]:
@@ -165,20 +170,13 @@ def keep_top(observation: SippObservation, weights: Mapping[str, Tensor], budget
     return {name: mask.flatten(1) for name, mask in largest(scores, weights, budget).items()}
 
 
-def ranks(observation: SippObservation, name: str) -> Tensor:
-    """Rank of each weight's s within its block, 0 for the largest: (neurons, n) int64."""
+def ranks(observation: SippObservation, name: str, weight: Tensor) -> Tensor:
+    """Rank of each weight's s within its block, 0 for the largest, weights that are 0 last: (neurons, n) int64."""
     s, positive = observation.rows(name)
+    s = torch.where(weight.flatten(1) != 0, s, -1.0)
     result = torch.zeros_like(s, dtype=torch.int64)
     for sign in (positive, ~positive):
-        order = torch.argsort(torch.where(sign, s, -1.0), dim=1, descending=True, stable=True)
+        order = torch.argsort(torch.where(sign, s, -2.0), dim=1, descending=True, stable=True)
         places = torch.arange(s.shape[1], device=s.device).expand_as(order)
         result = torch.where(sign, torch.zeros_like(result).scatter(1, order, places), result)
     return result
-
-
-def _reweighted(sampler: BlockSampler, weight: Tensor, draws: Tensor, rng: np.random.Generator) -> Tensor:
-    """what_j = n_j / (m q_j) w_j, in the dtype of the weight."""
-    counts = sampler.draw(draws, rng).double()
-    expected = by_block(draws.double(), sampler.positive) * sampler.q
-    factor = torch.where(counts > 0, counts / expected, 0.0)
-    return (factor * weight.double()).to(weight.dtype)

@@ -84,6 +84,13 @@ def _raw_batches(points: Points, batch_size: int) -> Iterator[Any]:
         )
 
 
+def _from_numpy(points: np.ndarray[Any, Any]) -> Tensor:
+    try:
+        return torch.from_numpy(np.ascontiguousarray(points))
+    except TypeError as error:
+        raise PointsError(f"A numpy array of {points.dtype} is no tensor: give numbers, such as float32.") from error
+
+
 def _separate(batch: Any, device: torch.device) -> tuple[Inputs, Tensor | None]:
     labels = None
     if isinstance(batch, Mapping):

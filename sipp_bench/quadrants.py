@@ -36,10 +36,15 @@ def quadrant_sums(a: Tensor, magnitudes: Tensor) -> Tensor:
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Matrix products of float32 in float32: neither TF32, nor bfloat16 passes, nor autocast."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    # By backend: torch.get_float32_matmul_precision refuses to answer where a user has set these by backend.
+    mkldnn = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # torch adds it at run time
+    backends = (torch.backends.cuda.matmul, mkldnn)
+    before = [backend.fp32_precision for backend in backends]
     try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
         with torch.autocast(device.type, enabled=False), torch.no_grad():
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

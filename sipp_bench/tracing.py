@@ -175,7 +175,9 @@ def check_parameters(model: nn.Module) -> None:
 
 def unmeasured(model: nn.Module, trace: Trace) -> dict[str, str]:
     """Weights of linear layers that can't be measured or pruned, each with the reason why it stays dense."""
-    reasons: dict[str, str] = {}
+    reasons = dict.fromkeys(
+        sorted(trace.applied & trace.embedded), "it is an embedding table as well, of which no bound speaks"
+    )
     parameters = {id(parameter): name for name, parameter in model.named_parameters()}
     for path, module in model.named_modules():
         for attribute, reason in _linear_weights(module):
@@ -188,8 +190,6 @@ def unmeasured(model: nn.Module, trace: Trace) -> dict[str, str]:
                     "it is computed from other parameters (a parametrization, weight norm or torch.nn.utils.prune): "
                     "make it a plain parameter first"
                 )
-            elif name in trace.embedded:
-                reasons[name] = "it is an embedding table as well, of which no bound speaks"
             elif name not in trace.applied:
                 reasons[name] = reason or "the forward pass never used it as a whole in F.linear or F.conv"
     return reasons

@@ -50,6 +50,8 @@ def block_weights(
 
 
 def _downstream(model: nn.Module, points: Points, sensitivity: Sensitivity, batch_size: int) -> dict[str, Tensor]:
+    if torch.is_inference_mode_enabled():
+        raise OptionError("Block weights 'downstream' need gradients: call this outside of torch.inference_mode().")
     sums = {name: torch.zeros_like(layer.totals) for name, layer in sensitivity.items()}
     calls: list[tuple[Call, Tensor]] = []
 

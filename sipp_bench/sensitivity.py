@@ -22,7 +22,7 @@ PatchReduction = Literal["max", "mean"]
 # Numbers in one chunk of patches and their sums: 64 MiB of float32.
 _CHUNK = 1 << 24
 # Where float32 is safe: inside, no product that matters to a sum under- or overflows (see `_needs_double`).
-_SMALLEST_SUM, _LARGEST_SUM, _SMALLEST_PRODUCT = 1e-25, 1e25, 1e-37
+_SMALLEST_SUM, _LARGEST_SUM, _SMALLEST_PRODUCT, _LARGEST_QUOTIENT = 1e-25, 1e25, 1e-37, 1e37
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,10 @@ class Sensitivity(Mapping[str, LayerSensitivity]):
                 f"Sensitivities measured with patch_reduction {self.patch_reduction!r} and "
                 f"{other.patch_reduction!r} can't be merged: measure both in the same way."
             )
+        for one, another in ((self, other), (other, self)):
+            for name in one.layers:
+                if name not in another.layers and name not in another.skipped:
+                    raise OptionError(f"Only one of the two measurements asked for {name!r}: measure the same layers.")
         # A weight that only one shard's points reached has sensitivity 0 on the other.
         names = [*self.layers, *(name for name in other.layers if name not in self.layers)]
         merged = {}
@@ -195,11 +199,18 @@ def _matching(model: nn.Module, layers: Sequence[str] | str | None) -> set[str]:
     return chosen
 
 
+def _scaled(rows: Tensor) -> Tensor:
+    """Each row of non-negative numbers (last dimension) times the power of two that brings its largest into [1, 2)."""
+    exponents = torch.frexp(rows.amax(-1, keepdim=True))[1] - 1
+    # In two steps: 2**-exponent alone can overflow for denormal numbers.
+    return torch.ldexp(torch.ldexp(rows, -(exponents // 2)), -(exponents - exponents // 2))
+
+
 class _Accumulator:
     """Running maximum of g / |w| for one weight, over calls, chunks and activation signs.
 
-    Each block's weights are scaled by a power of two to a largest magnitude in [1, 2): exact, since s does not change
-    when a block is scaled (claim C1), and it keeps the sums of nearly dead neurons inside float32's range.
+    Each block's weights are scaled by a power of two: exact, since s does not change when a block is scaled (claim
+    C1), and it keeps the sums of nearly dead neurons inside float32's range.
     """
 
     def __init__(self, name: str, weight: Tensor, groups: int, reduction: PatchReduction) -> None:
@@ -208,10 +219,11 @@ class _Accumulator:
         self.reduction = reduction
         self.dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         neurons = weight.shape[0] // groups
-        magnitudes = block_magnitudes(weight.to(self.dtype), groups)
-        exponents = torch.frexp(magnitudes.amax(2, keepdim=True))[1] - 1
-        # In two steps: 2**-exponent alone can overflow for denormal weights.
-        self.magnitudes = torch.ldexp(torch.ldexp(magnitudes, -(exponents // 2)), -(exponents - exponents // 2))
+        magnitudes = block_magnitudes(weight.double(), groups)
+        scaled = _scaled(magnitudes)
+        # A block whose weights span more than float32's range stays in float64, and so do its sums.
+        narrow = scaled.to(self.dtype)
+        self.magnitudes = narrow if torch.equal(narrow.double(), scaled) else scaled
         self.positive = (weight > 0).reshape(groups, neurons, -1)
         self.best = torch.zeros_like(self.positive, dtype=self.dtype)
         self.active = torch.zeros(groups, 2 * neurons, dtype=torch.int64, device=weight.device)
@@ -238,15 +250,16 @@ class _Accumulator:
         # Rows of a part of the weight occur for Linear only, where there is one group.
         part = rows if self.positive.shape[0] == 1 else slice(None)
         magnitudes = torch.cat([self.magnitudes[:, :neurons][:, part], self.magnitudes[:, neurons:][:, part]], 1)
-        z = quadrant_sums(a, magnitudes)
-        if self.dtype == torch.float32 and self._needs_double(a, z):
-            a = a.double()
+        z = quadrant_sums(a.to(magnitudes.dtype), magnitudes)
+        if z.dtype == torch.float64 or self._needs_double(a, z):
+            # Neither does s change when a patch is scaled, so that float64's own denormals are no trouble.
+            a = _scaled(a.double())
             z = quadrant_sums(a, magnitudes.double())
         half = z.shape[2] // 2
         count = (z > 0).sum(1)
         self.active[:, :neurons][:, part] += count[:, :half]
         self.active[:, neurons:][:, part] += count[:, half:]
-        r = torch.where(z > 0, 1 / z, 0.0)
+        r = torch.where(z > 0, 1 / z, 0.0).clamp(max=torch.finfo(z.dtype).max)
         positive = self.positive[:, part]
         best = self.best[:, part]
         if average:
@@ -266,8 +279,10 @@ class _Accumulator:
         the smallest weight times the smallest activation is too small for float32.
         """
         live = z > 0
-        smallest = torch.where(live, z, 1.0).amin()
-        if float(smallest) < _SMALLEST_SUM or not float(z.amax()) < _LARGEST_SUM:
+        smallest = float(torch.where(live, z, 1.0).amin())
+        if smallest < _SMALLEST_SUM or not float(z.amax()) < _LARGEST_SUM:
+            return True
+        if float(a.amax()) / smallest > _LARGEST_QUOTIENT:
             return True
         if bool(live.all()):
             return False

@@ -1,0 +1,148 @@
+"""Several runs in, one set of tables out: every row says which run it came from."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from sipp_bench.errors import StoreError
+
+TARGET = ["run", "network", "data"]
+METHOD = ["method_name", "method"]
+CELL_KEYS = [*TARGET, "seed", *METHOD, "keep"]
+
+
+class RunLike(Protocol):
+    """What the report needs of a run; `sipp_bench.store.Run` is one."""
+
+    @property
+    def meta(self) -> dict[str, Any]: ...
+    @property
+    def cells(self) -> pd.DataFrame: ...
+    @property
+    def layers(self) -> pd.DataFrame: ...
+    @property
+    def checks(self) -> pd.DataFrame: ...
+    @property
+    def timings(self) -> pd.DataFrame: ...
+
+    def blocks(self, cell_id: str, /) -> Mapping[str, Mapping[str, Any]]:
+        """Per layer the arrays `epsilon`, `error_S`, `error_fresh`, each (neurons, 2): + and - blocks."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The concatenated tables of some runs. `runs` maps the label used in the `run` column to the run."""
+
+    runs: Mapping[str, RunLike]
+    cells: pd.DataFrame
+    layers: pd.DataFrame
+    checks: pd.DataFrame
+    timings: pd.DataFrame
+
+    @property
+    def done(self) -> pd.DataFrame:
+        """The cells that finished, with `compression` (1 / achieved keep) and `multiply_add_reduction`."""
+        return self.cells[self.cells["status"] == "done"]
+
+    @property
+    def failed(self) -> pd.DataFrame:
+        return self.cells[self.cells["status"] == "failed"]
+
+    def targets(self) -> "Iterator[Target]":
+        """One (run, network, data) after the other, in a stable order, with the finished cells' rows."""
+        for key, cells in self.done.groupby(TARGET, sort=True):
+            run, network, data = (str(part) for part in key)
+            ids = set(cells["id"])
+            several = len(self.runs) > 1
+            yield Target(
+                run=run,
+                network=network,
+                data=data,
+                label=f"{network} on {data}" + (f" (run {run})" if several else ""),
+                cells=cells,
+                layers=_of(self.layers, run, ids),
+                checks=_of(self.checks, run, ids),
+                timings=_of(self.timings, run, ids),
+            )
+
+
+@dataclass(frozen=True)
+class Target:
+    """One network on one data set in one run: what every comparison of methods is made within."""
+
+    run: str
+    network: str
+    data: str
+    label: str
+    cells: pd.DataFrame
+    layers: pd.DataFrame
+    checks: pd.DataFrame
+    timings: pd.DataFrame
+
+    @property
+    def keeps(self) -> list[float]:
+        """The requested keep ratios, largest first."""
+        return sorted((float(keep) for keep in self.cells["keep"].unique()), reverse=True)
+
+    @property
+    def middle_keep(self) -> float:
+        """The middle one of the keep ratios that prune something and leave something."""
+        inner = [keep for keep in self.keeps if 0 < keep < 1] or self.keeps
+        return inner[len(inner) // 2]
+
+
+def collect(runs: Mapping[str, RunLike]) -> Collected:
+    """Concatenate the runs' tables, with a `run` column first.
+
+    Raises StoreError when there is no run or a run holds no cells: a report of nothing would look like one.
+    """
+    if not runs:
+        raise StoreError("There is no run to report on. Give at least one run folder.")
+    for label, run in runs.items():
+        if run.cells.empty:
+            raise StoreError(f"The run {label} holds no finished cells. Run its suite first, then report on it.")
+    cells = _derived(_stacked({label: run.cells for label, run in runs.items()}))
+    keys = cells[["run", "id", *[key for key in CELL_KEYS if key != "run"]]]
+    return Collected(
+        runs=runs,
+        cells=cells,
+        layers=_keyed(_stacked({label: run.layers for label, run in runs.items()}), keys),
+        checks=_keyed(_stacked({label: run.checks for label, run in runs.items()}), keys),
+        timings=_keyed(_stacked({label: run.timings for label, run in runs.items()}), keys),
+    )
+
+
+def _stacked(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    labelled = []
+    for label, frame in frames.items():
+        copy = frame.reset_index(drop=True)
+        copy.insert(0, "run", label)
+        labelled.append(copy)
+    # Empty frames would change column types; if all are empty, the columns are kept.
+    filled = [frame for frame in labelled if not frame.empty]
+    return pd.concat(filled, ignore_index=True) if filled else labelled[0]
+
+
+def _derived(cells: pd.DataFrame) -> pd.DataFrame:
+    kept = cells["achieved_keep"].astype(float)
+    reached = cells["multiply_adds"].astype(float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return cells.assign(
+            compression=1.0 / kept,
+            multiply_add_reduction=cells["dense_multiply_adds"].astype(float) / reached,
+        )
+
+
+def _keyed(frame: pd.DataFrame, keys: pd.DataFrame) -> pd.DataFrame:
+    """Each row with the keys of its cell, by (run, id); the frame's own columns of these names are dropped."""
+    own = frame.drop(columns=[key for key in CELL_KEYS if key != "run" and key in frame.columns])
+    return keys.merge(own, on=["run", "id"], how="right", validate="one_to_many")
+
+
+def _of(frame: pd.DataFrame, run: str, ids: set[str]) -> pd.DataFrame:
+    if frame.empty:
+        return frame
+    return frame[(frame["run"] == run) & frame["id"].isin(ids)]

@@ -1,0 +1,261 @@
+"""The summaries as tables of text, ready for a page. Numbers are formatted here and nowhere else."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from sipp_bench.report.collect import Collected, Target
+from sipp_bench.report.summaries import (
+    accuracy_summary,
+    best_by_validation,
+    check_summary,
+    compare_with_magnitude,
+    in_order,
+    layer_keeps,
+    time_summary,
+    vacuous_shares,
+)
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under column heads. The columns in `text` hold words, the others numbers."""
+
+    caption: str
+    columns: list[str]
+    rows: list[list[str]]
+    text: tuple[int, ...] = (0,)
+    strong: set[tuple[int, int]] = field(default_factory=set)
+    """(row, column) of the cells that stand out; the caption says why."""
+
+
+def number(value: Any, pattern: str = "{:.4g}") -> str:
+    """The number in this pattern, or a dash where there is none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return NOTHING
+    return "∞" if value == math.inf else pattern.format(value)
+
+
+def percent(value: Any, digits: int = 1) -> str:
+    return number(value if value is None else 100 * value, f"{{:.{digits}f}}")
+
+
+def mean_and_spread(mean: float, spread: float, seeds: float, pattern: str = "{:.1f}", scale: float = 1.0) -> str:
+    """ "95.1 ± 0.4", or "95.1 (n = 1)" where one seed gives no spread."""
+    if math.isnan(mean):
+        return NOTHING
+    if seeds == 1 or math.isnan(spread):
+        return f"{number(scale * mean, pattern)} (n = 1)"
+    return f"{number(scale * mean, pattern)} ± {number(scale * spread, pattern)}"
+
+
+def seconds(value: float) -> str:
+    """Seconds with three significant digits, in the unit that suits: µs, ms, s."""
+    if math.isnan(value):
+        return NOTHING
+    for unit, factor in (("s", 1.0), ("ms", 1e3)):
+        if value * factor >= 1:
+            return f"{value * factor:.3g} {unit}"
+    return f"{value * 1e6:.3g} µs"
+
+
+def share(keep: float) -> str:
+    return f"{100 * keep:g} %"
+
+
+def accuracy_table(target: Target) -> Table:
+    return _accuracy_or_loss(
+        target,
+        "accuracy",
+        lambda row: mean_and_spread(row["accuracy_mean"], row["accuracy_sd"], row["seeds"], scale=100),
+        "Test accuracy (%)",
+    )
+
+
+def loss_table(target: Target) -> Table:
+    return _accuracy_or_loss(
+        target,
+        "loss",
+        lambda row: mean_and_spread(row["loss_mean"], row["loss_sd"], row["seeds"], "{:.3f}"),
+        "Test loss (mean cross-entropy, nats)",
+    )
+
+
+def _accuracy_or_loss(target: Target, what: str, text: Callable[["pd.Series[Any]"], str], title: str) -> Table:
+    summary = accuracy_summary(target.cells)
+    dense = target.cells.drop_duplicates("seed")[f"dense_{what}"]
+    dense_text = text(pd.Series({f"{what}_mean": dense.mean(), f"{what}_sd": dense.std(), "seeds": len(dense)}))
+    table = _by_keep(
+        summary,
+        text,
+        caption=f"{title} by requested keep, {target.label}; mean ± sample standard deviation over seeds. "
+        f"The dense network: {dense_text}. Bold: the method that was chosen on validation at that keep.",
+    )
+    for position, keep in enumerate(target.keeps):
+        best = best_by_validation(summary, keep)
+        if best is not None:
+            table.strong.add(([row[0] for row in table.rows].index(str(best["method"])), position + 1))
+    return table
+
+
+def compute_table(target: Target) -> Table:
+    """Compression ratio and multiply-add reduction by method and keep."""
+    return _by_keep(
+        accuracy_summary(target.cells),
+        lambda row: (
+            f"{number(row['compression_mean'], '{:.3g}×')} / {number(row['multiply_add_reduction_mean'], '{:.3g}×')}"
+        ),
+        caption=f"Achieved compression ratio / multiply-add reduction by requested keep, {target.label}; "
+        "means over seeds.",
+    )
+
+
+def vacuity_table(target: Target) -> Table:
+    summary = vacuous_shares(target.checks)
+    several = summary.groupby("method")["claim"].nunique().max() > 1
+    names = summary["method"] + (" (" + summary["claim"] + ")" if several else "")
+    return _by_keep(
+        summary.assign(method=names),
+        lambda row: percent(row["vacuous_share"]),
+        caption="Share of blocks whose bound on S is vacuous (ε ≥ 1), in %, by requested keep, "
+        f"{target.label}; over all layers and seeds.",
+    )
+
+
+def _by_keep(summary: pd.DataFrame, text: Callable[["pd.Series[Any]"], str], caption: str) -> Table:
+    keeps = sorted(summary["keep"].unique(), reverse=True)
+    texts = {(str(row["method"]), row["keep"]): text(row) for _, row in summary.iterrows()}
+    methods = [str(method) for method in summary["method"].unique()]
+    rows = [[method, *(texts.get((method, keep), NOTHING) for keep in keeps)] for method in methods]
+    return Table(caption, ["Method", *map(share, keeps)], rows)
+
+
+def best_table(target: Target) -> Table:
+    """At each keep: the best of all, of SiPP and of magnitude pruning, chosen on validation, read on test."""
+    rows = []
+    for row in compare_with_magnitude(target).to_dict("records"):
+        cells = [share(row["keep"])]
+        for name in ("best", "sipp", "magnitude"):
+            cells.append(row[name] or NOTHING)
+            cells.append(
+                mean_and_spread(
+                    row[f"{name}_accuracy_mean"], row[f"{name}_accuracy_sd"], row[f"{name}_seeds"], scale=100
+                )
+            )
+        difference = mean_and_spread(row["difference"], row["difference_sd"], row["pairs"], "{:+.1f}", 100)
+        rows.append([*cells, difference.replace("± +", "± "), f"{row['ahead']} of {row['pairs']}"])
+    heads = [
+        "Keep",
+        "Best method",
+        "test acc. (%)",
+        "Best SiPP",
+        "test acc. (%)",
+        "Best magnitude",
+        "test acc. (%)",
+    ]
+    return Table(
+        f"Best methods by keep, {target.label}: chosen by mean validation accuracy, reported on test. The "
+        "last columns compare the two by seed: SiPP's test accuracy minus magnitude's in percentage "
+        "points, and the seeds in which SiPP is ahead.",
+        [*heads, "SiPP − magnitude", "seeds ahead"],
+        rows,
+        text=(0, 1, 3, 5),
+    )
+
+
+def layer_table(target: Target) -> Table:
+    """Requested and achieved keep by method, layer and requested keep of the network."""
+    shares = in_order(layer_keeps(target.layers))
+    keeps = sorted(shares["keep"].unique(), reverse=True)
+    rows = []
+    for (method, layer), group in shares.groupby(["method", "layer"], sort=False):
+        by_keep = group.set_index("keep")
+        texts = [
+            f"{percent(by_keep.at[keep, 'requested_keep'])} / {percent(by_keep.at[keep, 'achieved_keep'])}"
+            if keep in by_keep.index
+            else NOTHING
+            for keep in keeps
+        ]
+        rows.append([str(method), str(layer), f"{group['weights'].iloc[0]:,}", *texts])
+    return Table(
+        "Requested / achieved keep of each layer, in % of its weights, by requested keep of the network, "
+        f"{target.label}; means over seeds.",
+        ["Method", "Layer", "Weights", *map(share, keeps)],
+        rows,
+        text=(0, 1),
+    )
+
+
+def check_table(target: Target) -> Table:
+    summary = check_summary(target.checks)
+    deltas = target.cells.groupby("method")["delta"].max()
+    verdicts = [column for column in summary.columns if column.startswith("verdict: ")]
+    rows = []
+    for row in summary.to_dict("records"):
+        given = [f"{column.removeprefix('verdict: ')} {row[column]:,}" for column in verdicts if row[column]]
+        points = f"{row['points_min']:,}" if row["points_min"] == row["points_max"] else "varies"
+        delta = deltas[row["method"]]
+        found = [percent(row["vacuous_share"]), number(row["ratio_max"], "{:.3g}"), f"{row['exceeding']:,}"]
+        # Without draws there is no rate that δ could be compared with.
+        rates = [number(row["exceeding_rate_max"], "{:.2g}"), f"{delta:g}"] if delta > 0 else [NOTHING, NOTHING]
+        names = [row["method"], row["claim"], row["on"]]
+        rows.append([*names, points, f"{row['blocks']:,}", *found, *rates, ", ".join(given)])
+    heads = ["Method", "Claim", "On", "Points", "Blocks", "Vacuous (%)", "Max. error / bound", "Exceeding"]
+    return Table(
+        f"Checks by method and claim, {target.label}: blocks with a bound over all cells and layers, the "
+        "share with a vacuous bound, the largest measured error / bound among the others, blocks whose "
+        "error exceeds the bound beyond rounding, and how many (cell, layer) rows got each verdict. For "
+        "methods that draw: the largest rate at which the drawn blocks of one (cell, layer) exceeded "
+        "their bound, over points, patches and signs, beside δ.",
+        [*heads, "Max. rate", "δ", "Verdicts"],
+        rows,
+        text=(0, 1, 2, 10),
+    )
+
+
+def time_table(target: Target) -> Table:
+    summary = time_summary(target.timings)
+    texts = {
+        (row["method"], row["stage"]): [
+            seconds(row["median"]),
+            f"{seconds(row['lower_quartile'])} – {seconds(row['upper_quartile'])}",
+            f"{row['n']:.0f}",
+        ]
+        for row in summary.to_dict("records")
+    }
+    none = [NOTHING, NOTHING, "0"]
+    rows = [
+        [str(method), *texts.get((method, "fit"), none), *texts.get((method, "prune"), none)]
+        for method in summary["method"].unique()
+    ]
+    return Table(
+        "Wall time of fitting (once per network, method and seed) and of pruning (once per keep ratio), "
+        f"{target.label}: median, lower and upper quartile, number of samples.",
+        ["Method", "Fit, median", "quartiles", "n", "Prune, median", "quartiles", "n"],
+        rows,
+    )
+
+
+def failed_table(report: Collected) -> Table:
+    rows = []
+    for row in report.failed.to_dict("records"):
+        kind, _, message = str(row["error"] or "").partition(": ")
+        place = [row["network"], row["data"], str(row["seed"]), row["method"], share(row["keep"])]
+        rows.append([row["run"], *place, kind or NOTHING, message or NOTHING])
+    heads = ["Run", "Network", "Data", "Seed", "Method", "Keep", "Error", "Message"]
+    return Table(
+        "Cells that failed, with the type of the error and its message.",
+        heads,
+        rows,
+        text=tuple(range(len(heads))),
+    )
+
+
+def facts_table(caption: str, facts: Iterable[tuple[str, str]]) -> Table:
+    """Names and values, both text."""
+    return Table(caption, ["What", "Value"], [list(fact) for fact in facts], text=(0, 1))

@@ -1,0 +1,170 @@
+"""A made-up run, drawn from a seeded generator, with the tables of `sipp_bench.store.Run`."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+LAYERS = {"conv1.weight": (20, 500), "fc1.weight": (50, 40000), "fc2.weight": (10, 500)}
+MULTIPLY_ADDS = {"conv1.weight": 288000, "fc1.weight": 40000, "fc2.weight": 500}
+METHODS = {
+    "sipp-det": "sipp-det",
+    "sipp-det-downstream": "sipp-det",
+    "sipp-rand": "sipp-rand",
+    "magnitude": "magnitude",
+    "magnitude-layer": "magnitude",
+    "random": "random",
+}
+CLAIMS = {"sipp-det": "C2", "sipp-rand": "C10", "sipp-hybrid": "C12", "sipp-mixture": "C13"}
+SKILL = {"sipp-det": 0.10, "sipp-rand": 0.2, "sipp-hybrid": 0.12, "magnitude": 0.04, "random": 0.3}
+SUITE = """name = "made-up"
+description = "A suite for the tests of the report"
+seeds = [0, 1, 2]
+keep = [0.5, 0.2, 0.05]
+points = 64
+"""
+
+
+@dataclass
+class MadeUpRun:
+    meta: dict[str, Any]
+    cells: pd.DataFrame
+    layers: pd.DataFrame
+    checks: pd.DataFrame
+    timings: pd.DataFrame
+    arrays: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+
+    def blocks(self, cell_id: str) -> Mapping[str, Mapping[str, Any]]:
+        return self.arrays.get(cell_id, {})
+
+
+def made_up_run(
+    methods: Mapping[str, str] = METHODS,
+    targets: Iterable[tuple[str, str]] = (("lenet-5", "mnist-digits"),),
+    keeps: Iterable[float] = (0.5, 0.2, 0.05),
+    seeds: Iterable[int] = (0, 1, 2),
+    checked: bool = True,
+) -> MadeUpRun:
+    random = np.random.default_rng(7)
+    cells, layers, checks, timings, arrays = [], [], [], [], {}
+    for network, data in targets:
+        for seed in seeds:
+            for label, name in methods.items():
+                fit_seconds = float(random.lognormal(-1, 0.2))
+                for keep in keeps:
+                    cell = _cell(random, network, data, seed, label, name, keep)
+                    keys = {key: cell[key] for key in ("id", "network", "data", "seed", "method", "keep")}
+                    cells.append(cell)
+                    layers += [keys | row for row in _layers(random, name, keep)]
+                    prune_seconds = float(random.lognormal(-3, 0.3))
+                    timings.append({"id": cell["id"], "fit_seconds": fit_seconds, "prune_seconds": prune_seconds})
+                    if checked and name in CLAIMS:
+                        blocks = {layer: _blocks(random, shape[0], keep) for layer, shape in LAYERS.items()}
+                        arrays[cell["id"]] = blocks
+                        checks += [keys | row for row in _checks(CLAIMS[name], blocks)]
+    columns = ["id", "network", "data", "seed", "method", "keep", "claim", "on", "layer", "blocks", "vacuous"]
+    columns += ["exceeding", "points", "ratio_max", "exceeding_rate", "verdict"]
+    return MadeUpRun(
+        meta=_meta([cell["id"] for cell in cells]),
+        cells=pd.DataFrame(cells),
+        layers=pd.DataFrame(layers),
+        checks=pd.DataFrame(checks, columns=None if checks else columns),
+        timings=pd.DataFrame(timings).assign(evaluate_seconds=0.1, check_seconds=0.2),
+        arrays=arrays,
+    )
+
+
+def _meta(cells: list[str]) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "suite": {"name": "made-up", "text": SUITE, "sha256": "5" * 64},
+        "cells": cells,
+        "machine": {"processor": "A made-up processor", "cores": 2, "threads": 1, "device": "cpu"},
+        "versions": {"torch": "2.13.0", "sipp-bench": "0.1.0"},
+        "commit": "0123456789abcdef",
+        "dirty": True,
+    }
+
+
+def _cell(
+    random: np.random.Generator, network: str, data: str, seed: int, label: str, name: str, keep: float
+) -> dict[str, Any]:
+    weights = sum(size for _, size in LAYERS.values())
+    kept = round(keep * weights * (float(random.uniform(0.99, 1.01)) if name == "sipp-rand" else 1.0))
+    collapse = 1 / (1 + (SKILL.get(name, 0.15) * (0.6 if "downstream" in label else 1) / max(keep, 1e-9)) ** 2.5)
+    accuracy = round(0.1 + 0.86 * collapse + float(random.normal(0, 0.008)), 3)
+    return {
+        "id": f"{network}--{data}--{label}--s{seed}--k{keep}",
+        "network": network, "data": data, "seed": seed, "method": label, "method_name": name, "keep": keep,
+        "status": "done", "error": None,
+        "accuracy": accuracy, "loss": 2.3 * (1 - accuracy), "dense_accuracy": 0.962, "dense_loss": 0.12,
+        "validation_accuracy": accuracy + float(random.normal(0, 0.003)), "validation_loss": 0.5,
+        "weights": weights, "requested": round(keep * weights), "kept": float(kept), "achieved_keep": kept / weights,
+        "multiply_adds": round(sum(MULTIPLY_ADDS.values()) * keep**0.7),
+        "dense_multiply_adds": sum(MULTIPLY_ADDS.values()),
+        "mask_sha256": f"{random.integers(2**60):064x}", "num_points": 64,
+        "checkpoint_sha256": f"c{seed:063x}", "delta": 0.1 if name == "sipp-rand" else 0.0,
+    }  # fmt: skip
+
+
+def _layers(random: np.random.Generator, name: str, keep: float) -> list[dict[str, Any]]:
+    rows = []
+    for layer, (_, weights) in LAYERS.items():
+        requested = round(weights * min(1.0, keep * float(random.uniform(0.8, 1.2))))
+        bound = float("nan") if name not in CLAIMS else float(random.uniform(0.2, 2))
+        rows.append(
+            {"layer": layer, "weights": weights, "requested": requested, "kept": requested - 1}
+            | {"epsilon_max": 2 * bound, "epsilon_mean": bound, "vacuous": bound / 4}
+        )
+    return rows
+
+
+def _blocks(random: np.random.Generator, neurons: int, keep: float) -> dict[str, Any]:
+    epsilon = 1.2 * (1 - keep) * random.lognormal(0, 0.9, (neurons, 2))
+    return {
+        "epsilon": epsilon,
+        "error_S": epsilon * random.uniform(0.05, 0.99, epsilon.shape),
+        "error_fresh": epsilon * random.uniform(0.05, 1.1, epsilon.shape),
+    }
+
+
+def _checks(claim: str, blocks: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    for layer, arrays in blocks.items():
+        for on in ("S", "fresh"):
+            epsilon, error = arrays["epsilon"], arrays[f"error_{on}"]
+            says = epsilon < 1
+            exceeding = int((error > epsilon).sum())
+            verdict = "measured" if on == "fresh" else "holds" if claim == "C2" else "not falsified"
+            rows.append(
+                {
+                    "claim": claim,
+                    "on": on,
+                    "layer": layer,
+                    "blocks": epsilon.size,
+                    "vacuous": int((~says).sum()),
+                }
+                | {"bound_median": np.median(epsilon), "bound_max": epsilon.max()}
+                | {"error_median": np.median(error), "error_max": error.max()}
+                | {"ratio_max": (error / np.maximum(epsilon, 1e-30))[says].max() if says.any() else float("nan")}
+                | {
+                    "exceeding_rate": exceeding / epsilon.size,
+                    "exceeding": exceeding,
+                    "points": 64,
+                    "verdict": verdict if says.any() else "useless",
+                }
+            )
+    return rows
+
+
+def fail(run: MadeUpRun, cell: str, error: str) -> None:
+    """Make one of the run's cells a failed one, as the store has it: no numbers, no rows in the other tables."""
+    row = run.cells["id"] == cell
+    numbers = run.cells.columns.intersection(["accuracy", "loss", "validation_accuracy", "achieved_keep", "kept"])
+    run.cells.loc[row, numbers] = float("nan")
+    run.cells.loc[row, "status"] = "failed"
+    run.cells["error"] = run.cells["error"].astype(object).where(~row, error)
+    run.layers = run.layers[run.layers["id"] != cell]
+    run.checks = run.checks[run.checks["id"] != cell]

@@ -1,0 +1,240 @@
+"""The report's folder as a reader gets it: the page, its figures, its data, its Markdown."""
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+from report.runs import MadeUpRun, fail, made_up_run
+
+from sipp_bench.errors import SippBenchError, StoreError
+from sipp_bench.report.build import build_report, write_report
+
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Collects what the tests ask about, and refuses tags that are not closed in order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.rows: list[list[str]] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self.open:
+            return
+        self.text += data
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+    def attributes(self, name: str) -> list[str]:
+        return [value for _, attributes in self.tags if (value := attributes.get(name)) is not None]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[MadeUpRun, Path]:
+    run = made_up_run()
+    return run, write_report({"made-up": run}, tmp_path_factory.mktemp("report")).parent
+
+
+@pytest.fixture(scope="module")
+def page(built: tuple[MadeUpRun, Path]) -> Page:
+    return Page(built[1] / "index.html")
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures without contents, for the tests that are about words: drawing takes the time."""
+    monkeypatch.setattr(Figure, "savefig", lambda _, file, **__: Image.new("RGB", (9, 9)).save(file, "PNG"))
+
+
+def small(**changes: Any) -> MadeUpRun:
+    """A run that is quick to draw."""
+    return made_up_run(**({"methods": {"sipp-det": "sipp-det", "magnitude": "magnitude"}, "keeps": (0.2,)} | changes))
+
+
+def test_page_asks_for_nothing_from_elsewhere(page: Page) -> None:
+    sources = page.attributes("src")
+    assert len(sources) >= 5
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert all(link.startswith("#") for link in page.attributes("href"))
+    assert "url(" not in "".join(page.attributes("style"))
+
+
+def test_links_lead_to_sections_and_figures_have_alternatives(page: Page) -> None:
+    identifiers = page.attributes("id")
+    assert len(identifiers) == len(set(identifiers))
+    assert {link.removeprefix("#") for link in page.attributes("href")} <= set(identifiers)
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert all(len(attributes["alt"] or "") > 20 for attributes in images)
+
+
+def test_accuracy_table_is_the_mean_and_spread_of_the_cells(built: tuple[MadeUpRun, Path], page: Page) -> None:
+    run = built[0]
+    start = next(i for i, row in enumerate(page.rows) if row == ["Method", "50 %", "20 %", "5 %"])
+    shown = {row[0]: row[1:] for row in page.rows[start + 1 : start + 7]}
+    assert set(shown) == set(run.cells["method"])
+    for method, texts in shown.items():
+        for keep, text in zip((0.5, 0.2, 0.05), texts, strict=True):
+            cells = run.cells[(run.cells["method"] == method) & (run.cells["keep"] == keep)]
+            values = 100 * cells["accuracy"].to_numpy()
+            assert text == f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
+
+
+def test_figures_are_files_and_the_same_bytes_as_in_the_page(built: tuple[MadeUpRun, Path], page: Page) -> None:
+    files = sorted((built[1] / "figures").glob("*.png"))
+    embedded = {base64.b64decode(source.partition(",")[2]) for source in page.attributes("src")}
+    assert {file.read_bytes() for file in files} == embedded
+    for file in files:
+        pixels = np.asarray(Image.open(file).convert("L"))
+        assert pixels.shape[0] > 300
+        assert pixels.shape[1] > 500
+        # Something is drawn: neither empty nor a single tone.
+        assert (pixels < 128).sum() > 500
+
+
+def test_data_files_read_back_as_the_tables(built: tuple[MadeUpRun, Path]) -> None:
+    run, folder = built
+    for name in ("cells", "layers", "checks", "timings"):
+        read = pd.read_csv(folder / "data" / f"{name}.csv")
+        assert set(read["run"]) == {"made-up"}
+        expected = getattr(run, name).replace({None: np.nan})
+        pd.testing.assert_frame_equal(read[list(expected.columns)], expected, check_dtype=False)
+
+
+def test_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    first, second = (write_report({"run": small()}, tmp_path / name).parent for name in ("first", "second"))
+    files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
+    assert len(files) > 8
+    assert all((first / file).read_bytes() == (second / file).read_bytes() for file in files)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_names_are_text_everywhere(tmp_path: Path) -> None:
+    hostile = "<script>alert(1)</script>"
+    run = small(targets=[(hostile, "a|b*$x_$")])
+    run.meta["suite"]["text"] = f"# {hostile}"
+    run.meta["machine"]["cpu"] = hostile
+    index = write_report({hostile: run}, tmp_path)
+    page = Page(index)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert page.text.count(hostile) > 5
+    markdown = (tmp_path / "report.md").read_text()
+    outside_code = "\n".join(line for line in markdown.splitlines() if not line.startswith("    "))
+    assert "<script" not in outside_code
+    assert "a\\|b\\*" in outside_code
+    assert all(re.fullmatch(r"[a-z0-9.-]+", path.name) for path in (tmp_path / "figures").iterdir())
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_failed_cells_are_listed_and_left_out_of_means(tmp_path: Path) -> None:
+    run = small()
+    failed = run.cells["id"].iloc[0]
+    fail(run, failed, "ModelError: NaN in fc1.weight: mend it")
+    page = Page(write_report({"run": run}, tmp_path))
+    row = next(row for row in page.rows if "ModelError" in row)
+    assert row == [
+        "run",
+        "lenet-5",
+        "mnist-digits",
+        "0",
+        "sipp-det",
+        "20 %",
+        "ModelError",
+        "NaN in fc1.weight: mend it",
+    ]
+    assert "5 finished, 1 failed and 0 were not run" in page.text
+    summary = pd.read_csv(tmp_path / "data" / "accuracy-summary.csv").set_index("method")
+    others = run.cells[(run.cells["method"] == "sipp-det") & (run.cells["id"] != failed)]
+    assert summary.at["sipp-det", "seeds"] == 2
+    assert summary.at["sipp-det", "accuracy_mean"] == pytest.approx(others["accuracy"].mean())
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_cells_that_were_not_run_are_not_failures(tmp_path: Path) -> None:
+    run = small()
+    run.meta["cells"] += ["another", "and-another"]
+    page = Page(write_report({"run": run}, tmp_path))
+    assert "Of 8 planned cells, 6 finished, 0 failed and 2 were not run." in page.text
+    assert "Failed cells" not in page.text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_one_seed_says_so(tmp_path: Path) -> None:
+    page = Page(write_report({"run": small(seeds=(0,))}, tmp_path))
+    assert "One seed (n = 1), so there are no bars." in page.text
+    accuracies = next(row for row in page.rows if row[0] == "sipp-det" and "(n = 1)" in row[1])
+    assert "±" not in accuracies[1]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_run_without_checks(tmp_path: Path) -> None:
+    page = Page(write_report({"run": small(checked=False)}, tmp_path))
+    assert page.text.count("No bounds were checked in this run.") == 2
+    assert not list((tmp_path / "figures").glob("*bounds*"))
+    assert len(pd.read_csv(tmp_path / "data" / "checks.csv")) == 0
+
+
+def test_nothing_kept_has_no_place_on_a_logarithmic_axis(tmp_path: Path) -> None:
+    page = Page(write_report({"run": small(keeps=(1.0, 0.2, 0.0))}, tmp_path))
+    compute = next(row for row in page.rows if row[0] == "magnitude" and row[-1].startswith("∞"))
+    assert compute[1] == "1× / 1×"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_several_runs_are_kept_apart(tmp_path: Path) -> None:
+    one, other = small(), small(targets=[("lenet-300-100", "digits")])
+    page = Page(write_report({"one": one, "other": other}, tmp_path))
+    cells = pd.read_csv(tmp_path / "data" / "cells.csv")
+    assert cells.groupby("run").size().to_dict() == {"one": 6, "other": 6}
+    assert "lenet-300-100 on digits (run other)" in page.text
+    assert "Provenance of run one" in page.text
+
+
+@pytest.mark.parametrize("status", ["none", "failed"])
+def test_nothing_to_report_is_refused(tmp_path: Path, status: str) -> None:
+    run = small()
+    if status == "none":
+        run.cells = run.cells.iloc[:0]
+    for cell in run.cells["id"]:
+        fail(run, cell, "ModelError: no")
+    with pytest.raises(SippBenchError, match=r"[Rr]un its suite first|run the suite again") as caught:
+        write_report({"empty": run}, tmp_path / "out")
+    assert "empty" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_run_at_all_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="at least one run folder"):
+        build_report([], tmp_path)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_unwritable_output_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError, match="Cannot write"):
+        write_report({"run": small()}, tmp_path / "file")

@@ -37,20 +37,28 @@ def allocate_whole(totals: Any, nnz: Any, budget: int, *, delta: float, weights:
 
     eps(0) is infinite, so no active block gets a second draw before every other has its first; where there are fewer
     draws than active blocks, those get one that gain most over being dropped (eps = 1 with none), larger c first.
+    What blocks with c > 0 have no room for goes to those with c = 0, split among them as if c were 1.
     """
     t, cap, c = _checked(totals, nnz, budget, delta, weights)
     log_term = math.log(2 / delta)
     cap = np.floor(cap)
-    live = (t > 0) & (cap > 0) & (c > 0)
     whole = np.zeros(t.shape, dtype=np.int64)
-    budget = int(min(budget, cap[live].sum()))
-    if budget < live.sum():
-        order = np.lexsort((t, -np.where(live, c, -1.0)))
-        whole[order[:budget]] = 1
-        return whole
-    draws = _optimal_draws(t[live], cap[live], c[live], float(budget), log_term, least=1)
-    whole[live] = _round_optimally(draws, t[live], cap[live], c[live], budget, log_term)
+    active = (t > 0) & (cap > 0)
+    for blocks, c_blocks in ((active & (c > 0), c), (active & (c == 0), np.ones_like(c))):
+        left = budget - int(whole.sum())
+        whole[blocks] = _whole_draws(t[blocks], cap[blocks], c_blocks[blocks], left, log_term)
     return whole
+
+
+def _whole_draws(t: Array, cap: Array, c: Array, budget: float, log_term: float) -> Counts:
+    """The integer optimum for blocks that are all active."""
+    budget = int(min(budget, cap.sum()))
+    if budget < t.size:
+        whole = np.zeros(t.shape, dtype=np.int64)
+        whole[np.lexsort((t, -c))[:budget]] = 1
+        return whole
+    draws = _optimal_draws(t, cap, c, float(budget), log_term, least=1)
+    return _round_optimally(draws, t, cap, c, budget, log_term)
 
 
 def apportion(sizes: Any, budget: int) -> Counts:

@@ -34,16 +34,19 @@ class SippHybrid(SamplingMethod):
             split_for_dropping(observation, weights, budget),
             split_for_draws(observation, budget, delta),
         )
-        candidates = [self._branches(observation, shares, delta) for shares in splits]
+        candidates = [self._branches(observation, weights, shares, delta) for shares in splits]
         return min(candidates, key=lambda candidate: candidate[0])[1]
 
-    def _branches(self, observation: SippObservation, shares: Mapping[str, Tensor], delta: float) -> tuple[float, Plan]:
+    @staticmethod
+    def _branches(
+        observation: SippObservation, weights: Mapping[str, Tensor], shares: Mapping[str, Tensor], delta: float
+    ) -> tuple[float, Plan]:
         """The weighted sum of bounds, and the plan, for one split."""
         cost = 0.0
         kept, distinct = {}, {}
         for name, share in shares.items():
             s, positive = observation.rows(name)
-            top = ranks(observation, name) < by_block(share, positive)
+            top = ranks(observation, name, weights[name]) < by_block(share, positive)
             dropping = block_sums(torch.where(top, 0.0, s.double()), positive).clamp(max=1)
             totals = observation.sensitivity[name].totals
             # A block with its whole share needs no draw; without a share there is none to make.

@@ -33,7 +33,7 @@ class SippMixture(SamplingMethod):
             split_for_dropping(observation, weights, budget),
             split_for_draws(observation, budget, delta),
         )
-        candidates = [self._mixtures(observation, shares, delta) for shares in splits]
+        candidates = [self._mixtures(observation, weights, shares, delta) for shares in splits]
         return min(candidates, key=lambda candidate: candidate[0])[1]
 
     def epsilon(self, rest: Tensor, draws: Tensor, observation: SippObservation) -> Tensor:
@@ -41,13 +41,15 @@ class SippMixture(SamplingMethod):
         bound: Tensor = mixture_epsilon(rest, draws, self.split_delta(observation))
         return bound
 
-    def _mixtures(self, observation: SippObservation, shares: Mapping[str, Tensor], delta: float) -> tuple[float, Plan]:
+    def _mixtures(
+        self, observation: SippObservation, weights: Mapping[str, Tensor], shares: Mapping[str, Tensor], delta: float
+    ) -> tuple[float, Plan]:
         cost = 0.0
         kept, distinct = {}, {}
         for name, share in shares.items():
             s, positive = observation.rows(name)
             k, bound = self._best_k(s, positive, share, delta)
-            kept[name] = ranks(observation, name) < by_block(k, positive)
+            kept[name] = ranks(observation, name, weights[name]) < by_block(k, positive)
             distinct[name] = share - k
             cost += float((observation.block_weights[name] * bound).sum())
         return cost, Plan(kept, distinct)
@@ -64,8 +66,9 @@ class SippMixture(SamplingMethod):
             draws = (share[:, column, None] - k).clamp(min=0)
             bounds = mixture_epsilon(rest, draws, delta)
             bounds = torch.where(k <= share[:, column, None], bounds, torch.inf)
-            # Nothing can be drawn from a rest without mass that dropping it would not do as well.
             value, index = bounds.min(1)
-            best_k.append(index)
+            # From a rest without mass nothing can be drawn: the whole share is kept.
+            massless = rest.gather(1, index[:, None])[:, 0] == 0
+            best_k.append(torch.where(massless, share[:, column], index))
             best.append(value)
         return torch.stack(best_k, 1), torch.stack(best, 1)

@@ -20,8 +20,8 @@ Scope = Literal["global", "layer", "output"]
 class ScoreMethod(Method):
     """Keeps the weights with the largest scores: a subclass observes (or draws) the scores, nothing else.
 
-    scope: where scores compete. "global": over the network; "layer": each weight tensor keeps its share of the budget;
-    "output": each row (output neuron) of each tensor does.
+    scope: where scores compete. "global": over the network; "layer": each weight tensor keeps its share of the budget,
+    in proportion to its weights that are not 0 already; "output": each row (output neuron) of each tensor does.
     """
 
     scope: Scope = "global"
@@ -58,12 +58,13 @@ def largest(
         chosen = keep_largest(np.concatenate([s for s, _ in flat]), np.concatenate([w for _, w in flat]), budget)
         parts = np.split(chosen, np.cumsum(sizes)[:-1])
     else:
+        nonzero = [int(torch.count_nonzero(weights[name])) for name in names]
         parts = [
             _within(*_flat(scores[name], weights[name]), count, scores[name].shape[0] if scope == "output" else 1)
-            for name, count in zip(names, apportion(sizes, budget), strict=True)
+            for name, count in zip(names, _shares(sizes, nonzero, budget), strict=True)
         ]
     return {
-        name: torch.from_numpy(part).reshape(scores[name].shape).to(scores[name].device)
+        name: torch.from_numpy(part).reshape(scores[name].shape).to(weights[name].device)
         for name, part in zip(names, parts, strict=True)
     }
 
@@ -87,13 +88,19 @@ def _within(scores: npt.NDArray[Any], magnitudes: npt.NDArray[Any], count: int, 
     parts: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = list(
         zip(scores.reshape(rows, -1), magnitudes.reshape(rows, -1), strict=True)
     )
-    counts = apportion([part[0].size for part in parts], int(count))
+    counts = _shares([s.size for s, _ in parts], [int(np.count_nonzero(w)) for _, w in parts], int(count))
     return np.concatenate([keep_largest(s, w, int(c)) for (s, w), c in zip(parts, counts, strict=True)])
+
+
+def _shares(sizes: Sequence[int], nonzero: Sequence[int], budget: int) -> npt.NDArray[np.int64]:
+    """Whole counts proportional to the weights that are not 0 already; what passes those, to the others."""
+    useful = min(budget, sum(nonzero))
+    return apportion(nonzero, useful) + apportion(np.subtract(sizes, nonzero), budget - useful)
 
 
 def _flat(scores: Tensor, weight: Tensor) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     magnitude = weight.abs().flatten()
     numbers = torch.where(magnitude > 0, scores.flatten().to(magnitude.device), -1.0)
-    if magnitude.dtype not in (torch.float32, torch.float64):
-        magnitude = magnitude.float()
+    # numpy has no bfloat16; float32 holds every number of the half precisions.
+    numbers, magnitude = (t.float() if t.itemsize < 4 else t for t in (numbers, magnitude))
     return numbers.cpu().numpy(), magnitude.cpu().numpy()

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from sipp_bench.sensitivity import block_sums
 
+# Whole numbers of draws are int64.
+_MOST_DRAWS = 2.0**62
+
 
 def by_block(blocks: Tensor, positive: Tensor) -> Tensor:
     """Numbers of the blocks (neurons, 2) spread over their weights (neurons, n)."""
@@ -40,7 +43,8 @@ class BlockSampler:
 
         distinct: whole numbers (neurons, 2), at most one less than the block has weights with q > 0, or exactly 1.
         Newton's method from m = distinct: the expectation is concave and rising in m and at most m, so that every
-        step stays at or below the root.
+        step stays at or below the root. It ends at 2^62 draws: weights with q below about 2^-62 are drawn
+        more rarely than `distinct` asks.
         """
         target = distinct.double()
         draws = target.clone()
@@ -50,10 +54,10 @@ class BlockSampler:
             missing = target - block_sums(1 - left_out, self.positive)
             logs = torch.where(self.q < 1, self._log_left_out, 0.0)
             slope = -block_sums(torch.where(self.q > 0, left_out * logs, 0.0), self.positive)
-            open_ = (missing > 1e-9 * target.clamp(min=1)) & (slope > 0)
+            open_ = (missing > 1e-9 * target.clamp(min=1)) & (slope > 0) & (draws < _MOST_DRAWS)
             if not bool(open_.any()):
                 break
-            draws = torch.where(open_, draws + missing / slope.clamp(min=1e-300), draws)
+            draws = torch.where(open_, draws + missing / slope.clamp(min=1e-300), draws).clamp(max=_MOST_DRAWS)
         return draws
 
     def draw(self, draws: Tensor, rng: np.random.Generator) -> Tensor:
@@ -64,10 +68,11 @@ class BlockSampler:
             rows = sizes.nonzero().flatten()
             if rows.numel():
                 q = torch.where(sign, self.q, 0.0).cpu()[rows]
-                # numpy insists that probabilities do not pass 1 by rounding.
-                q = q / q.sum(1, keepdim=True).clamp(min=1)
+                # numpy insists that probabilities do not pass 1 by rounding, and gives the last one all that rounding
+                # leaves over: the largest, where it does not show (and never one with q = 0).
+                q, order = (q / q.sum(1, keepdim=True).clamp(min=1)).sort(dim=1)
                 drawn: npt.NDArray[np.int64] = rng.multinomial(sizes[rows].numpy(), q.numpy())
-                counts[rows] += torch.from_numpy(drawn)
+                counts[rows] += torch.zeros_like(order).scatter(1, order, torch.from_numpy(drawn))
         return counts.to(self.q.device)
 
 

@@ -1,6 +1,7 @@
 """The protocol of every pruning method: settings at construction, one look at the points, then a budget at a time."""
 
 import dataclasses
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -74,7 +75,7 @@ class Fitted:
     method: Method
     model: nn.Module
     observation: Observation
-    _versions: Mapping[str, int] = field(repr=False)
+    _digests: Mapping[str, str] = field(repr=False)
 
     @property
     def skipped(self) -> Mapping[str, str]:
@@ -89,7 +90,7 @@ class Fitted:
         expectation over seeds. seed: of all randomness. Raises OptionError for a keep outside [0, 1] or a negative
         seed, ModelError if the network's weights changed since the fit.
         """
-        if isinstance(keep, bool) or not isinstance(keep, int | float | np.number) or not 0 <= keep <= 1:
+        if isinstance(keep, bool) or not isinstance(keep, int | float | np.integer | np.floating) or not 0 <= keep <= 1:
             raise OptionError(f"keep is the fraction of weights left non-zero, within [0, 1], not {keep!r}.")
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
             raise OptionError(f"seed is a whole number of at least 0, not {seed!r}.")
@@ -101,13 +102,10 @@ class Fitted:
         return Pruned.from_selection(self.model, selection.weights, selection.requested, budget, selection.guarantee)
 
     def _weights(self) -> dict[str, Tensor]:
-        parameters = dict(self.model.named_parameters())
-        weights = {name: parameters[name].detach() for name in self.observation.scores}
-        changed = [name for name in weights if parameters[name]._version != self._versions[name]]
-        if changed:
-            raise ModelError(
-                f"The weight {changed[0]!r} has changed since the method looked at the network: fit again."
-            )
+        weights = {name: p.detach() for name, p in self.model.named_parameters() if name in self._digests}
+        for name, digest in self._digests.items():
+            if name not in weights or _digest(weights[name]) != digest:
+                raise ModelError(f"The weight {name!r} has changed since the method looked at the network: fit again.")
         return weights
 
 
@@ -120,7 +118,15 @@ def fit_method(
     if not observation.scores:
         raise ModelError(nothing_to_prune(model, observation.skipped))
     parameters = dict(model.named_parameters())
-    return Fitted(method, model, observation, {n: parameters[n]._version for n in observation.scores})
+    return Fitted(method, model, observation, {name: _digest(parameters[name]) for name in observation.scores})
+
+
+def _digest(weight: Tensor) -> str:
+    """Of dtype and values. Torch's version counter is blind to changes through `.data` and to replaced parameters."""
+    values = weight.detach().cpu().contiguous()
+    digest = hashlib.sha256(str(values.dtype).encode())
+    digest.update(values.view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def prunable_weights(model: nn.Module, points: Points, batch_size: int) -> tuple[dict[str, Tensor], dict[str, str]]:

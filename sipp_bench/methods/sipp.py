@@ -141,6 +141,8 @@ class SamplingMethod(SippMethod):
         super().__post_init__()
         if not 0 < self.delta < 1:
             raise OptionError(f"delta is a failure probability, above 0 and below 1, not {self.delta!r}.")
+        if not isinstance(self.simultaneous, bool):
+            raise OptionError(f"simultaneous is True or False, not {self.simultaneous!r}.")
 
     def split_delta(self, observation: SippObservation) -> float:
         """The delta of a single (block, x, p, tau)."""

@@ -38,6 +38,7 @@ class Snip(ScoreMethod):
 
     def _scores(self, model: nn.Module, points: Points, labels: Tensor | None, batch_size: int) -> Observation:
         parameters = dict(model.named_parameters())
+        labels = None if labels is None else torch.as_tensor(labels)
         sums: dict[str, Tensor] = {}
         seen = 0
 
@@ -70,4 +71,8 @@ def _loss(model: nn.Module, logits: object, labels: Tensor | None, size: int) ->
         labels = logits.detach().argmax(1)
     if labels.shape != (size,):
         raise PointsError(f"SNIP needs one label for each of the {size} points of a batch, not {tuple(labels.shape)}.")
+    if bool(((labels < 0) | (labels >= logits.shape[1]) | (labels != labels.long())).any()):
+        raise PointsError(
+            f"SNIP's labels are classes, whole numbers from 0 to {logits.shape[1] - 1}: others were given."
+        )
     return F.cross_entropy(logits, labels.long(), reduction="sum")

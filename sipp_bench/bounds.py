@@ -44,9 +44,10 @@ def bernstein_epsilon(total: Any, draws: Any, delta: Any) -> Any:
 
 
 def bernstein_draws(total: Any, epsilon: Any, delta: Any) -> Any:
-    """Claims C10 and C6: the least m with eps(m) <= epsilon (1 + 1e-12); ceil(2 T (1 + eps/3) L / eps^2) up to rounding.
+    """Claims C10 and C6: the least m with eps(m) <= epsilon, ceil(2 T (1 + eps/3) L / eps^2).
 
-    0 for T = 0. epsilon > 0.
+    Least up to 1e-12 relative in epsilon, the room for rounding. 0 for T = 0. Raises OptionError for epsilon = 0 and
+    for more than 2^63 draws.
     """
     t, eps, d = _tensors(total, epsilon, delta)
     if bool((eps <= 0).any()):
@@ -104,14 +105,20 @@ def recombined_error(epsilon: Any, plus: Any, minus: Any) -> Any:
 
 
 def composed_error(delta_factor: Any, xi: Any, epsilon: Any) -> Any:
-    """Claim C18: xi' <= Delta (xi + eps + xi eps), valid while xi' <= 1; infinite beyond. Delta: cancellation factor."""
+    """Claim C18: xi' <= Delta (xi + eps + xi eps), valid while xi' <= 1; infinite beyond.
+
+    delta_factor: Delta, the cancellation factor.
+    """
     d, x, eps = _tensors(delta_factor, xi, epsilon)
     out = d * (x + eps + x * eps)
     return _as_given(torch.where(out <= 1, out, math.inf), delta_factor, xi, epsilon)
 
 
 def wilks_rate(n: int, delta: float) -> float:
-    """Claim C14: with probability >= 1 - delta over S (n points), Pr_x(g_j(x) > s_j) <= 1 - delta^(1/n), for one weight."""
+    """Claim C14: with probability >= 1 - delta over S, Pr_x(g_j(x) > s_j) <= 1 - delta^(1/n).
+
+    For one weight; n: the number of points in S.
+    """
     if n < 1:
         raise OptionError(f"n is a number of points, at least 1, not {n}.")
     _check_delta(torch.tensor(delta, dtype=torch.float64))
@@ -120,7 +127,10 @@ def wilks_rate(n: int, delta: float) -> float:
 
 def conformal_rank(n: int, alpha: float | Fraction) -> int:
     """Claim C17: k = ceil((n + 1)(1 - alpha)), exactly; a decimal such as 0.3 means 3/10."""
-    level = alpha if isinstance(alpha, Fraction) else Fraction(str(alpha))
+    try:
+        level = alpha if isinstance(alpha, Fraction) else Fraction(str(alpha))
+    except ValueError:
+        level = Fraction(0)
     if not 0 < level < 1:
         raise OptionError(f"alpha must be above 0 and below 1, not {alpha}.")
     return math.ceil((n + 1) * (1 - level))
@@ -131,7 +141,7 @@ def conformal_quantile(scores: Iterable[float] | Tensor, alpha: float | Fraction
 
     For n calibration scores exchangeable with a fresh one, Pr(fresh <= quantile) >= 1 - alpha.
     """
-    values = np.asarray(scores if isinstance(scores, Tensor) else list(scores), dtype=np.float64).ravel()
+    values = np.asarray(scores.detach().cpu() if isinstance(scores, Tensor) else list(scores), dtype=np.float64).ravel()
     k = conformal_rank(values.size, alpha)
     if k > values.size:
         return math.inf
@@ -149,6 +159,8 @@ def _tensors(*arguments: Any) -> list[Tensor]:
 
 
 def _as_given(result: Tensor, *arguments: Any, integer: bool = False) -> Any:
+    if integer and bool((result >= 2.0**63).any()):
+        raise OptionError("More than 2^63 draws would be needed: ask for a larger epsilon.")
     if any(isinstance(argument, Tensor) for argument in arguments):
         return result.long() if integer else result
     if any(isinstance(argument, np.ndarray) for argument in arguments):

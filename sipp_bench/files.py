@@ -12,7 +12,8 @@ def write_atomically(path: Path | str, content: bytes | str) -> Path:
     """Write `content` to `path` through a temporary file in the same folder, flushed to disk, then renamed.
 
     Missing parent folders are made. Text is written as UTF-8. Returns the path.
-    Raises StoreError, naming the path, when the folder cannot be written or the disk is full; nothing is left behind.
+    Raises StoreError, naming the path, when the folder cannot be written or the disk is full; nothing is left behind,
+    after an interrupt neither.
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
@@ -29,10 +30,12 @@ def write_atomically(path: Path | str, content: bytes | str) -> Path:
         os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)
         Path(temporary).replace(path)
-    except OSError as error:
+    except BaseException as error:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 Path(temporary).unlink()
+        if not isinstance(error, OSError):
+            raise
         reason = error.strerror or str(error)
         raise StoreError(
             f"Cannot write {path}: {reason}. Choose a folder that you may write to and that has space left."

@@ -130,6 +130,8 @@ class Pruned:
         """A copy of `model` whose masks are carried by torch.nn.utils.prune (weight_orig times weight_mask).
 
         Its tools then work: `prune.is_pruned`, further methods on top, and `prune.remove` to make masks permanent.
+        Torch computes masked weights before a module is called, but nn.MultiheadAttention reads its out_proj's weight
+        without calling it: to retrain attention use `apply_masks`.
         """
         model = copy.deepcopy(self.model)
         parameters = {id(parameter): name for name, parameter in model.named_parameters()}

@@ -125,7 +125,7 @@ def _digest(weight: Tensor) -> str:
     """Of dtype and values. Torch's version counter is blind to changes through `.data` and to replaced parameters."""
     values = weight.detach().cpu().contiguous()
     digest = hashlib.sha256(str(values.dtype).encode())
-    digest.update(values.view(torch.uint8).numpy())
+    digest.update(values.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

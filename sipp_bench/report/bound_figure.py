@@ -140,7 +140,8 @@ def _caption(target: Target, gathered: Mapping[str, Blocks]) -> str:
         "left out. Above the diagonal the error exceeds the bound. At and right of ε = 1 (grey, crosses) "
         f"the bound is vacuous: dropping the whole block would honour it too.{delta} Of more than {SHOWN:,} "
         f"blocks in a panel a random sample is drawn, the {ALWAYS} with the largest error / bound always "
-        f"among them; values below {FLOOR:g} are drawn at {FLOOR:g}."
+        f"among them; values below {FLOOR:g} are drawn at {FLOOR:g}. Marks at the left edge are mostly "
+        "blocks of bound 0: only weights that no point of S uses were dropped."
     )
 
 

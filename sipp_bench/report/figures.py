@@ -32,6 +32,7 @@ from sipp_bench.report.summaries import (
     reference_label,
     time_summary,
 )
+from sipp_bench.report.tables import share
 
 COMPRESSION = "Compression ratio, 1 / achieved keep (log scale)"
 REFERENCE_GREY = "#7a7a7a"
@@ -116,7 +117,7 @@ def _dense_line(axes: Axes, target: Target) -> None:
     dense = 100 * float(target.cells.drop_duplicates("seed")["dense_accuracy"].mean())
     axes.axhline(dense, color=INK, linestyle=(0, (4, 3)), linewidth=1.0, zorder=2)
     axes.annotate(
-        f"dense {dense:.1f} %", (1, dense), xycoords=("axes fraction", "data"), xytext=(-4, 4),
+        f"dense {dense:.1f}%", (1, dense), xycoords=("axes fraction", "data"), xytext=(-4, 4),
         textcoords="offset points", ha="right", va="bottom", fontsize=8, color=INK,
     )  # fmt: skip
     axes.set_ylim(0, 107)
@@ -224,9 +225,8 @@ def layers_picture(target: Target, name: str) -> Picture:
         name,
         content,
         caption=f"{target.label}: weights kept in each layer, in % of the layer's weights, where "
-        f"{100 * keep:g} % of all prunable weights were asked for; means over seeds. White is the "
-        f"requested share, violet more, orange less (logarithmic, full colour at {reach:.2g} times as "
-        "much).",
+        f"{share(keep)} of all prunable weights were asked for; means over seeds. White is the requested "
+        f"share, violet more, orange less (logarithmic, full colour at {reach:.2g} times as much).",
         alt=f"Heat map of the percentage of weights kept, {len(table)} methods by {len(table.columns)} "
         f"layers of {target.label}.",
     )

@@ -77,25 +77,32 @@ def answers(report: Collected) -> list[str]:
 
 def _against_magnitude(target: Target) -> list[str]:
     dense = 100 * target.cells.drop_duplicates("seed")["dense_accuracy"].mean()
-    opening = f"{target.label} (dense: {dense:.1f} % test accuracy):"
+    opening = f"{target.label} (dense: {dense:.1f}% test accuracy):"
     table = compare_with_magnitude(target)
-    table = table[table["pairs"] > 0] if len(table) else table
-    if not len(table):
-        return [f"{opening} there is no magnitude pruning and SiPP at the same keep ratio to compare."]
+    if table.empty:
+        return [f"{opening} nothing was pruned."]
+    winners = f"Best by validation: {_winners(table)}."
+    pairs = table[table["pairs"] > 0]
+    if pairs.empty:
+        return [f"{opening} no SiPP and magnitude pruning at the same keep ratio to compare. {winners}"]
     groups = {
-        "behind the best magnitude variant": table[table["difference"] < 0],
-        "ahead of it": table[table["difference"] > 0],
-        "level with it": table[table["difference"] == 0],
+        "behind": pairs[pairs["difference"] < 0],
+        "ahead": pairs[pairs["difference"] > 0],
+        "level": pairs[pairs["difference"] == 0],
     }
-    parts = []
-    for words, rows in groups.items():
-        if len(rows):
-            extreme = rows.iloc[int(rows["difference"].abs().argmax())]
-            by = f", by up to {100 * abs(extreme['difference']):.1f} points at {share(extreme['keep'])}"
-            parts.append(f"{words} at keep {', '.join(map(share, rows['keep']))}{by if extreme['difference'] else ''}")
-    return [
-        f"{opening} the best SiPP variant is {'; '.join(parts)}. Best by validation at each keep: {_winners(table)}."
-    ]
+    parts = [f"{word} at keep {_extent(rows)}" for word, rows in groups.items() if len(rows)]
+    compared = f"against the best magnitude variant, the best SiPP variant is {'; '.join(parts)}"
+    return [f"{opening} {compared}. {winners}"]
+
+
+def _extent(rows: pd.DataFrame) -> str:
+    """At which keep ratios, and the largest difference in points."""
+    keeps = ", ".join(map(share, rows["keep"]))
+    largest = rows.iloc[int(rows["difference"].abs().argmax())]
+    points = f"{100 * abs(largest['difference']):.1f} points"
+    if largest["difference"] == 0:
+        return keeps
+    return f"{keeps}, by {points}" if len(rows) == 1 else f"{keeps}, by up to {points} (at {share(largest['keep'])})"
 
 
 def _winners(table: pd.DataFrame) -> str:
@@ -112,12 +119,10 @@ def _bounds(report: Collected) -> list[str]:
         parts = []
         for row in overall[(overall["claim"] == claim) & (overall["blocks"] > 0)].to_dict("records"):
             rate = percent(row["exceeding"] / row["blocks"], 2)
-            excess = f"{rate} % ({row['exceeding']:,}) of the measured errors exceed it"
+            excess = f"{rate}% ({row['exceeding']:,}) of the measured errors exceed it"
             if row["on"] == "S":
-                vacuous = percent(row["vacuous"] / row["blocks"])
                 parts.append(
-                    f"{vacuous} % of {row['blocks']:,} bounds are vacuous (ε ≥ 1: no better than dropping "
-                    "the block); "
+                    f"{_vacuous(report.checks[report.checks['claim'] == claim])}; "
                     f"{excess if row['exceeding'] else 'no measured error on S exceeds its bound'}; "
                     f"{counted(row['violated'], 'violation')}"
                 )
@@ -128,6 +133,19 @@ def _bounds(report: Collected) -> list[str]:
                 )
         sentences.append(f"Claim {claim}: {'; '.join(parts)}.")
     return sentences
+
+
+def _vacuous(checks: pd.DataFrame) -> str:
+    """How many of one claim's bounds on S say nothing: over all, and at the ends of the keep ratios."""
+    on_s = checks[checks["on"] == "S"]
+    overall = percent(on_s["vacuous"].sum() / on_s["blocks"].sum())
+    by_keep = on_s[on_s["keep"] < 1].groupby("keep")[["vacuous", "blocks"]].sum().sort_index(ascending=False)
+    rows = by_keep.reset_index().to_dict("records")
+    ends = [f"{percent(row['vacuous'] / row['blocks'])}% at keep {share(row['keep'])}" for row in rows]
+    between = f", from {ends[0]} to {ends[-1]}" if len(ends) > 1 else ""
+    return (
+        f"{overall}% of {on_s['blocks'].sum():,} bounds are vacuous (ε ≥ 1: no better than dropping the block){between}"
+    )
 
 
 def in_claim_order(claims: Iterable[str]) -> list[str]:

@@ -2,10 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from sipp_bench.store import Store
+from sipp_bench.suite import Cell
 
 LAYERS = {"conv1.weight": (20, 500), "fc1.weight": (50, 40000), "fc2.weight": (10, 500)}
 MULTIPLY_ADDS = {"conv1.weight": 288000, "fc1.weight": 40000, "fc2.weight": 500}
@@ -157,6 +161,21 @@ def _checks(claim: str, blocks: Mapping[str, Mapping[str, Any]]) -> list[dict[st
                 }
             )
     return rows
+
+
+def store(run: MadeUpRun, path: Path) -> Path:
+    """Write the run as a run folder, by the runner's own means."""
+    with Store(path, run.meta | {"seeds": [0, 1, 2]}) as opened:
+        for cell in run.cells.to_dict("records"):
+            rows = {
+                part: getattr(run, part)[getattr(run, part)["id"] == cell["id"]].to_dict("records")
+                for part in ("layers", "checks", "timings")
+            }
+            timing = {key: value for key, value in rows.pop("timings")[0].items() if key != "id"}
+            key = Cell(cell["network"], cell["data"], cell["seed"], cell["method"], cell["keep"])
+            assert key.id == cell["id"]
+            opened.write_cell(key, cell | rows, timing, run.arrays.get(cell["id"]))
+    return path
 
 
 def fail(run: MadeUpRun, cell: str, error: str) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from report.runs import MadeUpRun, fail, made_up_run
+from report.runs import MadeUpRun, fail, made_up_run, store
 
 from sipp_bench.errors import SippBenchError, StoreError
 from sipp_bench.report.build import build_report, write_report
@@ -95,7 +95,7 @@ def test_links_lead_to_sections_and_figures_have_alternatives(page: Page) -> Non
 
 def test_accuracy_table_is_the_mean_and_spread_of_the_cells(built: tuple[MadeUpRun, Path], page: Page) -> None:
     run = built[0]
-    start = next(i for i, row in enumerate(page.rows) if row == ["Method", "50 %", "20 %", "5 %"])
+    start = next(i for i, row in enumerate(page.rows) if row == ["Method", "50%", "20%", "5%"])
     shown = {row[0]: row[1:] for row in page.rows[start + 1 : start + 7]}
     assert set(shown) == set(run.cells["method"])
     for method, texts in shown.items():
@@ -163,7 +163,7 @@ def test_failed_cells_are_listed_and_left_out_of_means(tmp_path: Path) -> None:
         "mnist-digits",
         "0",
         "sipp-det",
-        "20 %",
+        "20%",
         "ModelError",
         "NaN in fc1.weight: mend it",
     ]
@@ -213,6 +213,17 @@ def test_several_runs_are_kept_apart(tmp_path: Path) -> None:
     assert cells.groupby("run").size().to_dict() == {"one": 6, "other": 6}
     assert "lenet-300-100 on digits (run other)" in page.text
     assert "Provenance of run one" in page.text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_run_folders_are_read_and_named_after(tmp_path: Path) -> None:
+    run = small()
+    folders = [store(run, tmp_path / place / "results") for place in ("here", "there")]
+    page = Page(build_report(folders, tmp_path / "report"))
+    assert "Provenance of run results (2)" in page.text
+    read = pd.read_csv(tmp_path / "report" / "data" / "checks.csv")
+    assert read.groupby("run").size().to_dict() == {"results": len(run.checks), "results (2)": len(run.checks)}
+    assert list((tmp_path / "report" / "figures").glob("*-bounds.png"))
 
 
 @pytest.mark.parametrize("status", ["none", "failed"])

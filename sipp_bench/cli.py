@@ -39,13 +39,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
 
 
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)
-    ] = False,
-) -> None:
-    if version:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         try:
             typer.echo(f"sipp-bench {metadata.version('sipp-bench')}")
         except metadata.PackageNotFoundError:
@@ -53,12 +48,22 @@ def _root(
         raise typer.Exit
 
 
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """What comes before a command."""
+
+
 @app.command(epilog="Example: sipp-bench run quick -o runs/quick")
 def run(
-    suite: Annotated[str, typer.Argument(help="A suite file (.toml), or the name of a shipped suite.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The run folder; by default runs/NAME.")
-    ] = None,
+    suite: Annotated[
+        str, typer.Argument(metavar="SUITE", help="A suite file (.toml), or the name of a shipped suite.")
+    ],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The run folder; by default runs/NAME.")] = None,
     report: Annotated[bool, typer.Option(help="Build the report in the folder's report/ at the end.")] = True,
 ) -> None:
     """Run a suite: every cell's results go to the run folder at once, and running again goes on."""
@@ -71,9 +76,7 @@ def run(
     try:
         finished = run_suite(loaded, folder)
     except KeyboardInterrupt:
-        typer.echo(
-            f"\nStopped. Finished cells are in {folder}; the same command goes on from there.", err=True
-        )
+        typer.echo(f"\nStopped. Finished cells are in {folder}; the same command goes on from there.", err=True)
         raise typer.Exit(130) from None
     typer.echo(summary(finished))
     if report:
@@ -110,7 +113,10 @@ def prune(
         ),
     ],
     keep: Annotated[float, typer.Option(help="The fraction of weights to keep, from 0 to 1.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The pruned weights, a .safetensors file.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="The pruned weights: .safetensors, or .pt as by torch.save."),
+    ],
     method: Annotated[str, typer.Option(help="See: sipp-bench list methods")] = "sipp-hybrid",
     checkpoint: Annotated[
         Path | None, typer.Option(help="Trained weights: .safetensors, or a state dict by torch.save.")
@@ -120,9 +126,7 @@ def prune(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the method; may be repeated.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many points only.")] = None,
-    image_size: Annotated[
-        int, typer.Option(min=1, help="Height and width that images are brought to.")
-    ] = 224,
+    image_size: Annotated[int, typer.Option(min=1, help="Height and width that images are brought to.")] = 224,
 ) -> None:
     """Prune a network and save its weights, for the same architecture to load."""
     import sipp_bench as sb
@@ -145,7 +149,8 @@ def prune(
 @app.command("list", epilog="Example: sipp-bench list methods")
 def list_names(
     kind: Annotated[
-        Literal["methods", "networks", "data", "suites"] | None, typer.Argument(help="By default all four.")
+        Literal["methods", "networks", "data", "suites"] | None,
+        typer.Argument(metavar="KIND", help="methods, networks, data or suites; by default all four."),
     ] = None,
 ) -> None:
     """List what suites and commands can name."""
@@ -182,9 +187,7 @@ def _load_model(name: str, points: "Tensor", checkpoint: Path | None) -> "nn.Mod
         network = models.load_factory(name).eval()
     else:
         known = ", ".join(models.list_models())
-        raise OptionError(
-            f"There is no network {name!r}. Give {known}, torchvision:NAME or package.module:factory."
-        )
+        raise OptionError(f"There is no network {name!r}. Give {known}, torchvision:NAME or package.module:factory.")
     if checkpoint is not None:
         training.load_checkpoint(network, checkpoint)
     elif ":" not in name or name.startswith("torchvision:"):
@@ -210,11 +213,11 @@ def _require_writable(path: Path) -> None:
     """Raise StoreError if `path` cannot be written, without writing anything: called before the work."""
     if path.is_dir():
         raise StoreError(f"{path} is a folder. Give the name of a file.")
+    if path.suffix not in (".safetensors", ".pt", ".pth"):
+        raise OptionError(f"{path} should end in .safetensors, .pt or .pth: the ending says how to write it.")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise StoreError(
-            f"Cannot write {path}: {folder} is not a folder that you may write to. Choose another."
-        )
+        raise StoreError(f"Cannot write {path}: {folder} is not a folder that you may write to. Choose another.")
 
 
 def _describe(pruned: "Pruned", skipped: dict[str, str]) -> str:

@@ -49,6 +49,9 @@ _CHECKS = (
     | dict.fromkeys(("blocks", "vacuous", "exceeding", "points"), "int64")
     | dict.fromkeys(("bound_median", "bound_max", "error_median", "error_max", "ratio_max"), "float64")
     | {"verdict": "str"}
+    # Of the blocks that were drawn, and of those that were not: a draw may exceed its bound now and then.
+    | dict.fromkeys(("drawn", "exceeding_certain", "active"), "int64")
+    | {"exceeding_rate": "float64"}
 )
 _SECONDS = ("fit_seconds", "prune_seconds", "evaluate_seconds", "check_seconds")
 _TIMINGS = {"id": "str"} | dict.fromkeys(_SECONDS, "float64")

@@ -41,6 +41,9 @@ def write_run(path: Path) -> None:
         "vacuous": 0,
         "exceeding": 0,
         "points": 8,
+        "drawn": 0,
+        "exceeding_certain": 0,
+        "active": 16,
     }
     with Store(path, META) as store:
         for cell in reversed(CELLS):

@@ -169,6 +169,8 @@ def check_parameters(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ModelError(f"Parameter {name!r} is not initialised: run the network once on a point first.")
+        if parameter.is_meta:
+            raise ModelError(f"Parameter {name!r} is on the meta device, without numbers: load a checkpoint first.")
         if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
             raise ModelError(f"Parameter {name!r} holds NaN or infinity: repair or reload the network first.")
 

@@ -50,7 +50,10 @@ class Snip(ScoreMethod):
                 size = batch_length(inputs)
                 given = own if labels is None else labels[seen : seen + size].to(model_device(model))
                 seen += size
-                loss = _loss(model, call_model(model, inputs), given, size)
+                logits = call_model(model, inputs)
+                if not sums:
+                    continue  # no weight to prune so far, which `fit` says better than autograd
+                loss = _loss(model, logits, given, size)
                 gradients = torch.autograd.grad(loss, [parameters[name] for name in sums], allow_unused=True)
                 for name, gradient in zip(sums, gradients, strict=True):
                     if gradient is not None:

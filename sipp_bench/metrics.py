@@ -116,13 +116,15 @@ class _Errors:
         with full_precision(weight.device):
             for patches in patch_chunks(call.input, call.weight, call.geometry, _CHUNK):
                 for a in activation_signs(patches.double()):
-                    z, zhat = quadrant_sums(a, dense), quadrant_sums(a, other)
-                    r = torch.where(z > 0, (zhat - z).abs() / z, 0.0)
-                    means = r.reshape(groups, -1, per_point, 2 * neurons).mean(2)
+                    z, r = quadrant_sums(a, dense), quadrant_sums(a, other)
+                    active = z > 0
+                    # In place: these are the largest arrays of a run's checks. Where Z is 0, Zhat is too.
+                    r.sub_(z).abs_().div_(z.masked_fill_(~active, 1))
+                    means = r.reshape(groups, -1, per_point, 2 * neurons).mean(2) if per_point > 1 else r
                     self._fold(self.largest, r.amax(1), call.rows, neurons)
                     self._fold(self.average, means.amax(1), call.rows, neurons)
                     self.exceeding[call.rows] += _columns((r > limits.to(r.device)).sum(1), neurons)
-                    self.active[call.rows] += _columns((z > 0).sum(1), neurons)
+                    self.active[call.rows] += _columns(active.sum(1), neurons)
 
     @staticmethod
     def _fold(target: Tensor, found: Tensor, rows: slice, neurons: int) -> None:

@@ -22,9 +22,10 @@ def block_magnitudes(weight: Tensor, groups: int) -> Tensor:
 
 def activation_signs(patches: Tensor) -> Iterator[Tensor]:
     """(a)_+ and (a)_- of (groups, P, n) patches; a sign that no activation has is left out: its Z are all 0."""
-    if bool((patches > 0).any()):
-        yield patches.clamp(min=0)
-    if bool((patches < 0).any()):
+    lowest, highest = (float(end) for end in torch.aminmax(patches)) if patches.numel() else (0.0, 0.0)
+    if highest > 0:
+        yield patches.clamp(min=0) if lowest < 0 else patches
+    if lowest < 0:
         yield (-patches).clamp(min=0)
 
 

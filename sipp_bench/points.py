@@ -86,7 +86,7 @@ def _raw_batches(points: Points, batch_size: int) -> Iterator[Any]:
 
 def _from_numpy(points: np.ndarray[Any, Any]) -> Tensor:
     try:
-        return torch.from_numpy(np.ascontiguousarray(points))
+        return torch.from_numpy(np.asarray(points, order="C"))
     except TypeError as error:
         raise PointsError(f"A numpy array of {points.dtype} is no tensor: give numbers, such as float32.") from error
 

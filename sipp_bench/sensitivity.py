@@ -201,9 +201,12 @@ def _matching(model: nn.Module, layers: Sequence[str] | str | None) -> set[str]:
 
 def _scaled(rows: Tensor) -> Tensor:
     """Each row of non-negative numbers (last dimension) times the power of two that brings its largest into [1, 2)."""
-    exponents = torch.frexp(rows.amax(-1, keepdim=True))[1] - 1
-    # In two steps: 2**-exponent alone can overflow for denormal numbers.
-    return torch.ldexp(torch.ldexp(rows, -(exponents // 2)), -(exponents - exponents // 2))
+    largest = rows.amax(-1, keepdim=True)
+    exponents = 1 - torch.frexp(largest)[1]
+    # In two steps: 2**exponent alone can overflow for denormal numbers.
+    halves = (exponents // 2, exponents - exponents // 2)
+    first, second = (torch.ldexp(torch.ones_like(largest), half) for half in halves)
+    return (rows * first).mul_(second)
 
 
 class _Accumulator:
@@ -219,16 +222,16 @@ class _Accumulator:
         self.reduction = reduction
         self.dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         neurons = weight.shape[0] // groups
-        magnitudes = block_magnitudes(weight.double(), groups)
-        scaled = _scaled(magnitudes)
-        # A block whose weights span more than float32's range stays in float64, and so do its sums.
-        narrow = scaled.to(self.dtype)
-        self.magnitudes = narrow if torch.equal(narrow.double(), scaled) else scaled
+        magnitudes = block_magnitudes(weight.to(self.dtype), groups)
+        spans = torch.where(magnitudes > 0, magnitudes, torch.inf).amin(2).double() / magnitudes.amax(2).double()
+        self.smallest_weight = float(spans.min())
+        # A weight with a block that spans more than float32's normal range is measured in float64.
+        if self.smallest_weight < torch.finfo(torch.float32).tiny:
+            magnitudes = magnitudes.double()
+        self.magnitudes = _scaled(magnitudes)
         self.positive = (weight > 0).reshape(groups, neurons, -1)
         self.best = torch.zeros_like(self.positive, dtype=self.dtype)
         self.active = torch.zeros(groups, 2 * neurons, dtype=torch.int64, device=weight.device)
-        nonzero = self.magnitudes[self.magnitudes > 0]
-        self.smallest_weight = float(nonzero.min()) if nonzero.numel() else 1.0
         self.num_patches = 0
 
     def add(self, call: Call) -> None:

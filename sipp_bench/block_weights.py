@@ -68,9 +68,10 @@ def _downstream(model: nn.Module, points: Points, sensitivity: Sensitivity, batc
     for inputs, _ in iterate_batches(points, batch_size, model_device(model)):
         calls.clear()
         num_points += batch_length(inputs)
-        with torch.enable_grad(), tracing(model, observe):
-            logits = call_model(model, inputs)
-        squares = _squared_gradients(_one_tensor(logits, model), [output for _, output in calls])
+        with torch.enable_grad():
+            with tracing(model, observe):
+                logits = call_model(model, inputs)
+            squares = _squared_gradients(_one_tensor(logits, model), [output for _, output in calls])
         for (call, _), square in zip(calls, squares, strict=True):
             sums[call.name][call.rows] += _weighted_squares(call, square)
     return {name: (total / num_points).sqrt() for name, total in sums.items()}

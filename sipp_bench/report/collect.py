@@ -52,8 +52,8 @@ class Collected:
         return self.cells[self.cells["status"] == "failed"]
 
     def targets(self) -> "Iterator[Target]":
-        """One (run, network, data) after the other, in a stable order, with the finished cells' rows."""
-        for key, cells in self.done.groupby(TARGET, sort=True):
+        """One (run, network, data) after the other, in the order of the cells, with the finished cells' rows."""
+        for key, cells in self.done.groupby(TARGET, sort=False):
             run, network, data = (str(part) for part in key)
             ids = set(cells["id"])
             several = len(self.runs) > 1
@@ -61,7 +61,7 @@ class Collected:
                 run=run,
                 network=network,
                 data=data,
-                label=f"{network} on {data}" + (f" (run {run})" if several else ""),
+                label=f"{network} on {data}" + (f", run {run}" if several else ""),
                 cells=cells,
                 layers=_of(self.layers, run, ids),
                 checks=_of(self.checks, run, ids),

@@ -3,7 +3,7 @@
 import json
 import shlex
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -11,7 +11,7 @@ import pandas as pd
 from sipp_bench.report.collect import Collected, RunLike, Target
 from sipp_bench.report.style import method_order
 from sipp_bench.report.summaries import compare_with_magnitude, overall_checks
-from sipp_bench.report.tables import NOTHING, percent, share
+from sipp_bench.report.tables import NOTHING, number, percent, share
 
 CLAIMS = {
     "C2": "dropping weights leaves every quadrant sum of a block within ε = min(1, sum of the dropped "
@@ -118,21 +118,26 @@ def _bounds(report: Collected) -> list[str]:
     for claim in in_claim_order(overall["claim"].unique()):
         parts = []
         for row in overall[(overall["claim"] == claim) & (overall["blocks"] > 0)].to_dict("records"):
-            rate = percent(row["exceeding"] / row["blocks"], 2)
-            excess = f"{rate}% ({row['exceeding']:,}) of the measured errors exceed it"
             if row["on"] == "S":
-                parts.append(
-                    f"{_vacuous(report.checks[report.checks['claim'] == claim])}; "
-                    f"{excess if row['exceeding'] else 'no measured error on S exceeds its bound'}; "
-                    f"{counted(row['violated'], 'violation')}"
-                )
-            else:
-                parts.append(
-                    "on fresh points, of which the claim says nothing, "
-                    f"{excess if row['exceeding'] else 'none is exceeded either'}"
-                )
+                parts.append(_vacuous(report.checks[report.checks["claim"] == claim]))
+            parts.append(_excess(row))
         sentences.append(f"Claim {claim}: {'; '.join(parts)}.")
     return sentences
+
+
+def _excess(row: dict[Hashable, Any]) -> str:
+    """How many measured errors exceed their bound, of one claim on one kind of points."""
+    share_of_all = number(100 * row["exceeding"] / row["blocks"], "{:.2g}")
+    found = f"{row['exceeding']:,} of {row['blocks']:,} measured errors exceed it ({share_of_all}%)"
+    if row["on"] != "S":
+        return (
+            f"on fresh points, of which the claim says nothing, {found if row['exceeding'] else 'no error exceeds it'}"
+        )
+    if not row["exceeding"]:
+        return "no measured error on S exceeds its bound; 0 violations"
+    if not row["violated"]:
+        return f"on S {found}, all of drawn blocks, to which the claim allows it with probability δ; 0 violations"
+    return f"on S {found}; {counted(row['violated'], 'violation')}"
 
 
 def _vacuous(checks: pd.DataFrame) -> str:
@@ -223,5 +228,5 @@ def join(parts: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+def counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -211,7 +211,7 @@ def test_several_runs_are_kept_apart(tmp_path: Path) -> None:
     page = Page(write_report({"one": one, "other": other}, tmp_path))
     cells = pd.read_csv(tmp_path / "data" / "cells.csv")
     assert cells.groupby("run").size().to_dict() == {"one": 6, "other": 6}
-    assert "lenet-300-100 on digits (run other)" in page.text
+    assert "lenet-300-100 on digits, run other" in page.text
     assert "Provenance of run one" in page.text
 
 

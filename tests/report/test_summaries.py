@@ -65,7 +65,21 @@ def test_bounds_are_counted_over_all_blocks(run: MadeUpRun) -> None:
     sentence = next(words for words in prose.answers(collect({"run": run})) if words.startswith("Claim C10"))
     assert f"{100 * (epsilon >= 1).mean():.1f}% of {len(epsilon):,} bounds are vacuous" in sentence
     assert "no measured error on S exceeds its bound; 0 violations" in sentence
-    assert f"({(fresh > epsilon).sum():,}) of the measured errors exceed it" in sentence
+    assert f"{(fresh > epsilon).sum():,} of {len(epsilon):,} measured errors exceed it" in sentence
+
+
+def test_excess_of_drawn_blocks_is_no_violation_but_said(run: MadeUpRun) -> None:
+    on_s = (run.checks["claim"] == "C10") & (run.checks["on"] == "S")
+    rows = run.checks.index[on_s]
+    run.checks.loc[rows[0], "exceeding"] = 2
+    total = run.checks.loc[rows, "blocks"].sum()
+    answers = "".join(prose.answers(collect({"run": run})))
+    assert f"on S 2 of {total:,} measured errors exceed it" in answers
+    assert "all of drawn blocks, to which the claim allows it with probability δ; 0 violations" in answers
+    run.checks.loc[rows[0], "verdict"] = "violated"
+    answers = "".join(prose.answers(collect({"run": run})))
+    assert "; 1 violation;" in answers
+    assert "to which the claim allows it" not in answers
 
 
 def test_verdicts_are_counted_and_never_merged(run: MadeUpRun) -> None:
@@ -104,6 +118,12 @@ def test_layer_table_has_requested_and_achieved(run: MadeUpRun) -> None:
     row = next(row for row in table.rows if row[:2] == ["magnitude", "fc1.weight"])
     assert row[2] == "40,000"
     assert row[table.columns.index("5%")] == f"{requested:.1f} / {kept:.1f}"
+
+
+def test_keep_of_a_layer_is_the_one_asked_of_its_network(run: MadeUpRun) -> None:
+    expected = tables.layer_table(target_of(run))
+    run.layers["keep"] = run.layers["kept"] / run.layers["weights"]
+    assert tables.layer_table(target_of(run)) == expected
 
 
 def test_a_fit_shared_by_keep_ratios_is_one_sample(run: MadeUpRun) -> None:

@@ -107,7 +107,7 @@ class _Errors:
 
     def add(self, call: Call) -> None:
         weight, pruned = call.weight.double(), self.pruned[call.rows].double()
-        if bool((weight * pruned < 0).any()):
+        if bool(((pruned != 0) & (pruned.sign() != weight.sign())).any()):
             raise ModelError(f"{call.name!r} changed the sign of a weight: relative block errors speak of kept signs.")
         groups, neurons = call.groups, weight.shape[0] // call.groups
         dense, other = block_magnitudes(weight, groups), block_magnitudes(pruned, groups)

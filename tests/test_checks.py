@@ -48,12 +48,14 @@ def test_c2_holds_on_s_for_sipp_det(seed: int, keep: float, dtype: torch.dtype) 
 
 
 def test_rows_say_what_the_oracle_measures() -> None:
-    network = trained_like()
-    pruned = sb.prune(network, X, keep=0.85)
+    network, x = build(lambda: nn.Sequential(nn.Conv2d(2, 4, 3))), X.abs() + 0.1
+    with torch.no_grad():
+        network[0].weight.mul_(10.0 ** (1.5 * signed(4, 2, 3, 3)))
+    pruned = sb.prune(network, x, keep=0.6)
     assert pruned.guarantee is not None
-    rows, arrays = check_cell(network, pruned, X, "S")
+    rows, arrays = check_cell(network, pruned, x, "S")
     first = network[0]
-    patches = oracle.patches(first, X)
+    patches = oracle.patches(first, x)
     largest, _ = oracle.relative_errors(first.weight, pruned.model[0].weight, patches)
     s = oracle.sensitivity(first.weight, patches).values
     dropped = np.where(pruned.masks["0.weight"].numpy(), 0, s).reshape(4, -1)
@@ -81,6 +83,17 @@ def dropped_one() -> tuple[nn.Module, sb.Pruned, Tensor]:
     pruned = sb.prune(network, x, keep=0.75)
     assert pruned.masks["weight"].tolist() == [[True, True, True, False]]
     return network, pruned, x
+
+
+def test_a_small_bound_leaves_room_for_the_rounding_of_the_measurement() -> None:
+    """In float64, Z - Zhat of a dropped weight with s = 1e-9 has an error of u, which is much more than u s."""
+    w = torch.tensor([[1e-9, *[1 / 3] * 30]], dtype=torch.float64)
+    x = 1 + torch.rand(50, 31, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    network = linear(w, torch.float64)
+    pruned = sb.prune(network, x, keep=30 / 31)
+    (row,), arrays = check_cell(network, pruned, x, "S")
+    assert bool((arrays["weight"]["error_S"] > arrays["weight"]["epsilon"]).any())  # beyond rounding only
+    assert row["verdict"] == "holds"
 
 
 def test_a_bound_slightly_too_small_is_a_violation() -> None:

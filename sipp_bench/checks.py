@@ -51,9 +51,10 @@ def _with_rounding(pruned: Pruned, name: str, epsilon: Tensor) -> Tensor:
     """
     weight = dict(pruned.model.named_parameters())[name]
     unit = torch.finfo(weight.dtype if weight.dtype == torch.float64 else torch.float32).eps / 2
-    gamma = (weight[0].numel() + 3) * unit
-    # Reweighted weights are rounded as well, which moves Zhat itself by up to u relative to Zhat <= (1 + eps) Z.
-    return epsilon * (1 + gamma) + unit * (1 + epsilon)
+    n, double = weight[0].numel(), torch.finfo(torch.float64).eps / 2
+    # Reweighted weights are rounded as well, which moves Zhat itself by up to u relative to Zhat <= (1 + eps) Z. The
+    # error is measured in float64, as a difference of two such sums relative to one of them.
+    return epsilon * (1 + (n + 3) * unit) + (unit + 2 * (n + 1) * double) * (1 + epsilon)
 
 
 def _row(epsilon: Tensor, measured: Tensor, limit: Tensor, draws: Tensor, error: BlockErrors) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from sipp_bench.report.style import INK, figure_style, log_ticks, method_order, 
 SHOWN = 1500
 """At most this many blocks a panel and kind of points; a plot of more is a blot."""
 ALWAYS = 100
-"""The blocks with the largest error / bound are always among those shown: no violation can hide."""
+"""The blocks with the largest error / bound are always among those shown: the worst cannot hide."""
 FLOOR = 1e-4
 """Errors and bounds below this are drawn at it: a logarithmic axis has no zero."""
 

@@ -81,10 +81,10 @@ def _against_magnitude(target: Target) -> list[str]:
     table = compare_with_magnitude(target)
     if table.empty:
         return [f"{opening} nothing was pruned."]
-    winners = f"Best by validation: {_winners(table)}."
+    winners = _winners(table)
     pairs = table[table["pairs"] > 0]
     if pairs.empty:
-        return [f"{opening} no SiPP and magnitude pruning at the same keep ratio to compare. {winners}"]
+        return [f"{opening} no SiPP and magnitude pruning at the same keep ratio to compare.{winners}"]
     groups = {
         "behind": pairs[pairs["difference"] < 0],
         "ahead": pairs[pairs["difference"] > 0],
@@ -92,7 +92,7 @@ def _against_magnitude(target: Target) -> list[str]:
     }
     parts = [f"{word} at keep {_extent(rows)}" for word, rows in groups.items() if len(rows)]
     compared = f"against the best magnitude variant, the best SiPP variant is {'; '.join(parts)}"
-    return [f"{opening} {compared}. {winners}"]
+    return [f"{opening} {compared}.{winners}"]
 
 
 def _extent(rows: pd.DataFrame) -> str:
@@ -106,8 +106,11 @@ def _extent(rows: pd.DataFrame) -> str:
 
 
 def _winners(table: pd.DataFrame) -> str:
-    keeps = table.groupby("best", sort=False)["keep"].apply(lambda keep: ", ".join(map(share, keep)))
-    return "; ".join(f"{method} at {where}" for method, where in keeps.items())
+    chosen = table[table["best"].notna()]
+    if chosen.empty:
+        return ""
+    keeps = chosen.groupby("best", sort=False)["keep"].apply(lambda keep: ", ".join(map(share, keep)))
+    return f" Best by validation: {'; '.join(f'{method} at {where}' for method, where in keeps.items())}."
 
 
 def _bounds(report: Collected) -> list[str]:
@@ -128,11 +131,11 @@ def _bounds(report: Collected) -> list[str]:
 def _excess(row: dict[Hashable, Any]) -> str:
     """How many measured errors exceed their bound, of one claim on one kind of points."""
     share_of_all = number(100 * row["exceeding"] / row["blocks"], "{:.2g}")
-    found = f"{row['exceeding']:,} of {row['blocks']:,} measured errors exceed it ({share_of_all}%)"
+    found = f"{row['exceeding']:,} of {row['blocks']:,} measured errors exceed their bound ({share_of_all}%)"
     if row["on"] != "S":
-        return (
-            f"on fresh points, of which the claim says nothing, {found if row['exceeding'] else 'no error exceeds it'}"
-        )
+        if not row["exceeding"]:
+            found = "no error exceeds its bound"
+        return f"on fresh points, of which the claim says nothing, {found}"
     if not row["exceeding"]:
         return "no measured error on S exceeds its bound; 0 violations"
     if not row["violated"]:

@@ -163,8 +163,7 @@ STAGES = {"fit_seconds": "fit", "prune_seconds": "prune"}
 
 
 def time_samples(timings: pd.DataFrame) -> pd.DataFrame:
-    """Raw samples, long: stage ("fit", "prune") and seconds. A fit shared by several keep ratios counts "
-    "once."""
+    """Raw samples, long: stage ("fit", "prune") and seconds. A fit shared by keep ratios counts once."""
     samples = []
     for column, stage in STAGES.items():
         rows = timings[timings[column].notna()]

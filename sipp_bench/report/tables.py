@@ -50,7 +50,7 @@ def mean_and_spread(mean: float, spread: float, seeds: float, pattern: str = "{:
     if math.isnan(mean):
         return NOTHING
     if seeds == 1 or math.isnan(spread):
-        return f"{number(scale * mean, pattern)} (n = 1)"
+        return f"{number(scale * mean, pattern)} (n = {seeds:g})"
     return f"{number(scale * mean, pattern)} ± {number(scale * spread, pattern)}"
 
 

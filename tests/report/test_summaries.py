@@ -58,6 +58,13 @@ def test_without_magnitude_there_is_no_comparison() -> None:
     assert all(row[3] == tables.NOTHING for row in table.rows)
 
 
+def test_without_validation_nothing_is_chosen(run: MadeUpRun) -> None:
+    run.cells["validation_accuracy"] = float("nan")
+    assert all(row[1:4] == [tables.NOTHING] * 3 for row in tables.best_table(target_of(run)).rows)
+    assert not tables.accuracy_table(target_of(run)).strong
+    assert "Best by validation" not in prose.answers(collect({"run": run}))[0]
+
+
 def test_bounds_are_counted_over_all_blocks(run: MadeUpRun) -> None:
     blocks = [layer for cell, layers in run.arrays.items() if "sipp-rand" in cell for layer in layers.values()]
     epsilon = np.concatenate([layer["epsilon"].ravel() for layer in blocks])
@@ -65,7 +72,7 @@ def test_bounds_are_counted_over_all_blocks(run: MadeUpRun) -> None:
     sentence = next(words for words in prose.answers(collect({"run": run})) if words.startswith("Claim C10"))
     assert f"{100 * (epsilon >= 1).mean():.1f}% of {len(epsilon):,} bounds are vacuous" in sentence
     assert "no measured error on S exceeds its bound; 0 violations" in sentence
-    assert f"{(fresh > epsilon).sum():,} of {len(epsilon):,} measured errors exceed it" in sentence
+    assert f"{(fresh > epsilon).sum():,} of {len(epsilon):,} measured errors exceed their bound" in sentence
 
 
 def test_excess_of_drawn_blocks_is_no_violation_but_said(run: MadeUpRun) -> None:
@@ -74,7 +81,7 @@ def test_excess_of_drawn_blocks_is_no_violation_but_said(run: MadeUpRun) -> None
     run.checks.loc[rows[0], "exceeding"] = 2
     total = run.checks.loc[rows, "blocks"].sum()
     answers = "".join(prose.answers(collect({"run": run})))
-    assert f"on S 2 of {total:,} measured errors exceed it" in answers
+    assert f"on S 2 of {total:,} measured errors exceed their bound" in answers
     assert "all of drawn blocks, to which the claim allows it with probability δ; 0 violations" in answers
     run.checks.loc[rows[0], "verdict"] = "violated"
     answers = "".join(prose.answers(collect({"run": run})))

@@ -41,7 +41,7 @@ class ConvGeometry:
         )
 
     def unfold(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Patches of x (N, C, *spatial): (groups, N * positions, C / groups * kernel), in the order of weight.flatten(1)."""
+        """Patches of x (N, C, *spatial): (groups, N * positions, C / groups * kernel), as weight.flatten(1)."""
         x = F.pad(x, self._pads(weight))
         samples, channels = x.shape[:2]
         positions, kernel = self._positions(x, weight), tuple(weight.shape[2:])

@@ -67,7 +67,7 @@ class Pruned:
 
     @property
     def layers(self) -> "pd.DataFrame":
-        """One row a weight: layer, weights, requested, kept, keep, epsilon_max, epsilon_mean, vacuous.
+        """One row a weight: layer, weights, requested, kept, achieved_keep, epsilon_max, epsilon_mean, vacuous.
 
         epsilon: over the weight's blocks; vacuous: the share of them with epsilon >= 1; NaN without a guarantee.
         """
@@ -80,7 +80,7 @@ class Pruned:
                 "weights": mask.numel(),
                 "requested": self.layer_requests[name],
                 "kept": int(mask.sum()),
-                "keep": int(mask.sum()) / mask.numel(),
+                "achieved_keep": int(mask.sum()) / mask.numel(),
             }
             epsilon = None if self.guarantee is None or self.guarantee.void else self.guarantee.epsilon[name]
             row["epsilon_max"] = float("nan") if epsilon is None else float(epsilon.max())

@@ -53,7 +53,7 @@ def test_layers_table() -> None:
     pruned = sb.prune(model, points, method="sipp-hybrid", keep=0.4)
     table = pruned.layers
     assert isinstance(table, pd.DataFrame)
-    columns = ["layer", "weights", "requested", "kept", "keep", "epsilon_max", "epsilon_mean", "vacuous"]
+    columns = ["layer", "weights", "requested", "kept", "achieved_keep", "epsilon_max", "epsilon_mean", "vacuous"]
     assert list(table.columns) == columns
     assert list(table["layer"]) == ["0.weight", "4.weight", "7.weight"]
     assert list(table["weights"]) == [72, 108, 96]
@@ -63,7 +63,7 @@ def test_layers_table() -> None:
     assert table["requested"].sum() == pruned.requested == round(0.4 * 276)
     for _, row in table.iterrows():
         epsilon = pruned.guarantee.epsilon[row["layer"]]
-        assert row["keep"] == row["kept"] / row["weights"]
+        assert row["achieved_keep"] == row["kept"] / row["weights"]
         assert row["epsilon_max"] == epsilon.max()
         assert row["epsilon_mean"] == pytest.approx(float(epsilon.mean()))
         assert row["vacuous"] == (epsilon >= 1).double().mean()

@@ -1,4 +1,4 @@
-"""The max-times product as its definition says it: all products at once, for small inputs and as the oracle of tests."""
+"""The max-times product as its definition says it: all products at once, for small inputs and as a test oracle."""
 
 import torch
 from torch import Tensor

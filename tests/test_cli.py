@@ -25,6 +25,9 @@ data = "digits"
 
 [[method]]
 name = "magnitude"
+
+[[method]]
+name = "random"
 """
 
 
@@ -223,7 +226,7 @@ def test_run_and_resume(suite: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     folder = tmp_path / "run"
     assert call("run", suite, "-o", folder, "--no-report") == 0
     printed = capsys.readouterr().out
-    assert "1 of 1 cells done, 0 failed" in printed
+    assert "2 of 2 cells done, 0 failed" in printed
     assert "lenet-300-100 on digits" in printed
     assert not (folder / "report").exists()
     assert call("run", suite, "-o", folder) == 0

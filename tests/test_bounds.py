@@ -123,7 +123,7 @@ def test_expected_distinct_broadcasts_and_keeps_tiny_chances() -> None:
     q = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
     assert bounds.expected_distinct(q, torch.tensor([2, 3])).tolist() == [1.5, 1.0]
     # 1 - (1 - q)^m would be 0 in float64.
-    assert bounds.expected_distinct([1e-20], 3) == pytest.approx(3e-20, rel=1e-12)
+    assert bounds.expected_distinct([1e-20], 3) == pytest.approx(3e-20, rel=1e-12, abs=0)
     with pytest.raises(OptionError, match="probabilities"):
         bounds.expected_distinct([1.5], 1)
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import sipp_bench
 from sipp_bench import bounds
 from sipp_bench.allocation import allocate
 from sipp_bench.methods.sampling import BlockSampler, reweighted
@@ -41,7 +42,8 @@ class Subject:
     draw_epsilon: (T, m, delta) -> bound (C10). split_delta: (delta, count) -> delta of each (C11). mixture_epsilon:
     (T_R, m - k, delta) -> bound (C13). allocate: totals, caps, budget -> draws (C5). fresh: (S, fresh points) -> the
     points taken for fresh (C14, C16, C17). conformal: (scores, alpha) -> quantile (C16, C17). wilks: (n, delta) ->
-    rate (C14). shrink: a factor on every bound, 1 for a sound implementation; power curves lower it.
+    rate (C14). fit: (model, points, method, **options) -> something that prunes, a whole method (C9, C11-C13).
+    shrink: a factor on every bound, 1 for a sound implementation; power curves lower it.
     """
 
     name: str = "sipp-bench"
@@ -56,6 +58,7 @@ class Subject:
     fresh: Callable[[Tensor, Tensor], Tensor] = use_fresh
     conformal: Callable[[Any, float], float] = bounds.conformal_quantile
     wilks: Callable[[int, float], float] = bounds.wilks_rate
+    fit: Callable[..., Any] = sipp_bench.fit
     shrink: float = 1.0
 
 

@@ -240,3 +240,24 @@ def test_attention_retrains_with_masks_held() -> None:
     weight = pruned.model.attention.out_proj.weight
     assert torch.equal(weight != 0, start != 0)
     assert not torch.equal(weight, start)
+
+
+class CrossAttention(nn.Module):
+    """Attention with separate weights for queries, keys and values, none of them the module's only one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, kdim=5, vdim=3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x[..., :5], x[..., :3], need_weights=False)[0]
+
+
+def test_torch_prune_holds_every_weight_of_a_module() -> None:
+    model, points = CrossAttention(), torch.randn(4, 6, 8)
+    pruned = sb.prune(model, points, method="magnitude", keep=0.4)
+    assert len(pruned.masks) == 4
+    theirs = pruned.to_torch_prune()
+    names = {n for n, _ in theirs.named_buffers()}
+    assert names == {f"{name}_mask" for name in pruned.masks}
+    assert torch.equal(theirs(points), pruned.model(points))

@@ -76,7 +76,8 @@ def _raw_batches(points: Points, batch_size: int) -> Iterator[Any]:
     elif isinstance(points, DataLoader):
         yield from points
     elif isinstance(points, Dataset):
-        yield from DataLoader(points, batch_size=batch_size, shuffle=False)
+        # A generator of its own: without one, a DataLoader draws from torch's global generator.
+        yield from DataLoader(points, batch_size=batch_size, shuffle=False, generator=torch.Generator())
     else:
         raise PointsError(
             f"Points of type {type(points).__name__} are not understood: give a tensor (N, ...), a numpy array, "

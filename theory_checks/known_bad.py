@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sipp_bench import bounds
 from sipp_bench.sensitivity import Sensitivity, measure_sensitivity
 from theory_checks import oracle
+from theory_checks.known_bad_networks import CERTIFICATES, COMPOSITIONS
 from theory_checks.subject import REFERENCE, Subject, draw_block
 
 Draw = Callable[[Tensor, Tensor, int, np.random.Generator], Tensor]
@@ -158,6 +159,8 @@ _BAD: dict[str, dict[str, Any]] = {
     "NaN scores left out": {"conformal": _nan_left_out},
     "even split of draws": {"allocate": _even_split},
     "over budget": {"allocate": _over_budget},
+    **CERTIFICATES,
+    **COMPOSITIONS,
 }
 
 KNOWN_BAD: dict[str, Subject] = {name: replace(REFERENCE, name=name, **pieces) for name, pieces in _BAD.items()}

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 import sipp_bench
 from sipp_bench import bounds
-from sipp_bench.allocation import allocate
+from sipp_bench.allocation import allocate, allocate_whole
 from sipp_bench.methods.sampling import BlockSampler, reweighted
 from sipp_bench.methods.sipp import split_delta
 from sipp_bench.sensitivity import Sensitivity, measure_sensitivity
+from theory_checks.certificate import Certify, certify
 
 
 def draw_block(s: Tensor, w: Tensor, draws: int, rng: np.random.Generator) -> Tensor:
@@ -40,9 +41,11 @@ class Subject:
     sensitivity: (model, points) -> Sensitivity (C1, C2, C8, C14). drop_epsilon: sensitivities of dropped weights ->
     bound (C2). recombine: (eps, plus, minus) -> bound on |yhat - y| (C4). draw: (s, w, m, rng) -> pruned block (C9).
     draw_epsilon: (T, m, delta) -> bound (C10). split_delta: (delta, count) -> delta of each (C11). mixture_epsilon:
-    (T_R, m - k, delta) -> bound (C13). allocate: totals, caps, budget -> draws (C5). fresh: (S, fresh points) -> the
-    points taken for fresh (C14, C16, C17). conformal: (scores, alpha) -> quantile (C16, C17). wilks: (n, delta) ->
+    (T_R, m - k, delta) -> bound (C13). allocate, allocate_whole: totals, caps, budget -> draws (C5). draws_for: (T,
+    eps, delta) -> m, distinct: (q, m) -> expected distinct weights (C6). fresh: (S, fresh points) -> the points taken
+    for fresh (C14, C16, C17). conformal: (scores, alpha) -> quantile (C16, C17). wilks: (n, delta) ->
     rate (C14). fit: (model, points, method, **options) -> something that prunes, a whole method (C9, C11-C13).
+    certify: (model, pruned model, points) -> Certificate (C7). compose: (Delta, xi, eps) -> xi' of the layer (C18).
     shrink: a factor on every bound, 1 for a sound implementation; power curves lower it.
     """
 
@@ -55,10 +58,15 @@ class Subject:
     split_delta: Callable[[float, int], float] = split_delta
     mixture_epsilon: Callable[[Any, Any, Any], Any] = bounds.mixture_epsilon
     allocate: Callable[..., Any] = allocate
+    allocate_whole: Callable[..., Any] = allocate_whole
+    draws_for: Callable[[Any, Any, Any], Any] = bounds.bernstein_draws
+    distinct: Callable[[Any, Any], Any] = bounds.expected_distinct
     fresh: Callable[[Tensor, Tensor], Tensor] = use_fresh
     conformal: Callable[[Any, float], float] = bounds.conformal_quantile
     wilks: Callable[[int, float], float] = bounds.wilks_rate
     fit: Callable[..., Any] = sipp_bench.fit
+    certify: Certify = certify
+    compose: Callable[[Any, Any, Any], Any] = bounds.composed_error
     shrink: float = 1.0
 
 

@@ -117,7 +117,8 @@ def _average(run: Bounds, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
     a, e = _only_first(run, args, kwargs)
     out: Tensor
     out, terms = (func(values, *args[1:], **kwargs).abs() for values in (e, 2 * a.abs() + e))
-    return out + terms * gamma(a.numel(), run.unit)
+    moved: Tensor = out + terms * gamma(a.numel(), run.unit)
+    return moved
 
 
 def _batch_norm(run: Bounds, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -133,7 +134,8 @@ def _batch_norm(run: Bounds, func: Any, args: tuple[Any, ...], kwargs: dict[str,
     gain = gain if given.get("weight") is None else gain * given["weight"].double().abs()
     shift = 0.0 if given.get("bias") is None else given["bias"].double().abs().reshape(shape)
     gain, mean = gain.reshape(shape), mean.double().abs().reshape(shape)
-    return e * gain + (gain * (2 * (a.abs() + mean) + e) + 2 * shift) * gamma(4, run.unit)
+    moved: Tensor = e * gain + (gain * (2 * (a.abs() + mean) + e) + 2 * shift) * gamma(4, run.unit)
+    return moved
 
 
 def _add(run: Bounds, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -141,7 +143,8 @@ def _add(run: Bounds, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     (a, e), (b, f) = (_operand(run, each) for each in _pair(args, kwargs))
     factor = max(1.0, abs(kwargs.get("alpha", 1)))  # rsub has it on the other operand
     bound = factor * (e + f)
-    return bound + (2 * factor * (a.abs() + b.abs()) + bound) * gamma(2, run.unit)
+    moved: Tensor = bound + (2 * factor * (a.abs() + b.abs()) + bound) * gamma(2, run.unit)
+    return moved
 
 
 def _multiply(run: Bounds, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

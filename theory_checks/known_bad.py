@@ -5,7 +5,6 @@ sensitivities, as the claims' own cases do.
 """
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sipp_bench import bounds
 from sipp_bench.sensitivity import Sensitivity, measure_sensitivity
 from theory_checks import oracle
+from theory_checks.known_bad_fresh import FRESH_POINTS
 from theory_checks.known_bad_networks import CERTIFICATES, COMPOSITIONS
 from theory_checks.subject import REFERENCE, Subject, draw_block
 
@@ -112,16 +111,6 @@ def _one_draw_short(s: Tensor, w: Tensor, draws: int, rng: np.random.Generator) 
     return draw_block(s, w, draws - 1, rng) * ((draws - 1) / draws) if draws > 1 else draw_block(s, w, draws, rng)
 
 
-def _rank_too_low(scores: Any, alpha: float) -> float:
-    values = np.sort(np.asarray(list(scores), dtype=float))
-    return float(values[max(math.ceil(len(values) * (1 - alpha)) - 2, 0)])
-
-
-def _nan_left_out(scores: Any, alpha: float) -> float:
-    values = np.asarray(list(scores), dtype=float)
-    return bounds.conformal_quantile(values[~np.isnan(values)], alpha)
-
-
 def _even_split(totals: Any, nnz: Any, budget: float, **options: Any) -> Any:
     cap = np.asarray(nnz, dtype=float)
     return np.minimum(cap, budget / max(len(cap), 1))
@@ -154,11 +143,9 @@ _BAD: dict[str, dict[str, Any]] = {
     "padding ignored": {"sensitivity": _like(padding=0)},
     "bound halved": {"shrink": 0.5},
     "delta not split": {"split_delta": lambda delta, count: delta},
-    "S reused as fresh": {"fresh": lambda sample, fresh: sample},
-    "conformal rank too low": {"conformal": _rank_too_low},
-    "NaN scores left out": {"conformal": _nan_left_out},
     "even split of draws": {"allocate": _even_split},
     "over budget": {"allocate": _over_budget},
+    **FRESH_POINTS,
     **CERTIFICATES,
     **COMPOSITIONS,
 }

@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from samples import build, linear, signed, small_network
 from torch import Tensor, nn
@@ -36,6 +36,8 @@ def change(pruned: sb.Pruned, **changes: Any) -> sb.Pruned:
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 999), st.floats(0, 1), st.sampled_from([torch.float32, torch.float64]))
+# Here Z - Zhat has an error of 1.2e-16 Z, the rounding of two sums, far above the rounding of a bound of 8e-4.
+@example(438, 0.75, torch.float64)
 def test_c2_holds_on_s_for_sipp_det(seed: int, keep: float, dtype: torch.dtype) -> None:
     network = trained_like(seed).to(dtype)
     pruned = sb.prune(network, X.to(dtype), keep=keep)
@@ -83,17 +85,6 @@ def dropped_one() -> tuple[nn.Module, sb.Pruned, Tensor]:
     pruned = sb.prune(network, x, keep=0.75)
     assert pruned.masks["weight"].tolist() == [[True, True, True, False]]
     return network, pruned, x
-
-
-def test_a_small_bound_leaves_room_for_the_rounding_of_the_measurement() -> None:
-    """In float64, Z - Zhat of a dropped weight with s = 1e-9 has an error of u, which is much more than u s."""
-    w = torch.tensor([[1e-9, *[1 / 3] * 30]], dtype=torch.float64)
-    x = 1 + torch.rand(50, 31, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    network = linear(w, torch.float64)
-    pruned = sb.prune(network, x, keep=30 / 31)
-    (row,), arrays = check_cell(network, pruned, x, "S")
-    assert bool((arrays["weight"]["error_S"] > arrays["weight"]["epsilon"]).any())  # beyond rounding only
-    assert row["verdict"] == "holds"
 
 
 def test_a_bound_slightly_too_small_is_a_violation() -> None:

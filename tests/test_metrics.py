@@ -147,12 +147,12 @@ def test_block_errors_agree_with_the_oracle(name: str, seed: int, chunk: int) ->
 
 def test_exceedances_are_counted_one_by_one() -> None:
     layer, other = linear([[1.0, 1.0, -1.0]]), linear([[1.0, 0.0, -1.0]])
-    # Shares of the dropped weight: .5, .75, .2 on a_+; 1 on a_- of the last point.
-    x = torch.tensor([[1.0, 1.0, 1.0], [1.0, 3.0, 0.0], [4.0, 1.0, 0.0], [0.0, -2.0, 5.0]])
+    # Shares of the dropped weight: .5, .75, .2, .9 on a_+; 1 on a_- of the last point.
+    x = torch.tensor([[1.0, 1.0, 1.0], [1.0, 3.0, 0.0], [4.0, 1.0, 0.0], [1.0, 9.0, 0.0], [0.0, -2.0, 5.0]])
     found = metrics.block_errors(layer, other, x, ["weight"], {"weight": torch.tensor([[0.5, 0.1]])})["weight"]
     assert found.largest.tolist() == [[1.0, 0.0]]
-    assert found.exceeding.tolist() == [[2, 0]]
-    assert found.active.tolist() == [[4, 2]]
+    assert found.exceeding.tolist() == [[3, 0]]
+    assert found.active.tolist() == [[5, 2]]
 
 
 def test_errors_are_measured_on_the_dense_networks_inputs() -> None:

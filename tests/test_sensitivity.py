@@ -134,6 +134,25 @@ def test_any_scale_agrees_with_the_oracle(data: st.DataObject, points: int, neur
     assert_measures(found, oracle.sensitivity(layer.weight, oracle.patches(layer, x)), n, torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("w", "a"),
+    [
+        ([1.0, 1.0], [1e-40, 3e-40]),  # 1 / Z is beyond float32
+        ([1.0, 1.0], [3e38, 1e38]),  # Z is
+        ([1e-42, 1.0], [3e38, 1e-4]),  # a / Z is
+        ([0.0, 1.0], [1e20, 1e-22]),  # the same, for a weight of 0
+        ([1e-30, 1.0], [1e-20, 0.0]),  # the product is below float32, and all there is
+        ([1e30, 1e-20], [1e-28, 1e20]),  # the weights' range is beyond float32
+        ([1e-45, 3e-45], [1.0, 1e-45]),
+    ],
+)
+def test_where_single_precision_would_not_do(w: list[float], a: list[float]) -> None:
+    for x in (torch.tensor([a * 2]), torch.tensor([a * 2, [-a[0], a[1]] * 2])):
+        layer = linear([[*w, *(-v for v in w)]])
+        found = sb.measure_sensitivity(layer, x)["weight"]
+        assert_measures(found, oracle.sensitivity(layer.weight, oracle.patches(layer, x)), 4, torch.float32)
+
+
 def test_a_double_network_on_denormal_activations() -> None:
     layer = linear([[1.0, 2.0, 3.0], [0.0, -4.0, 4.0]], torch.float64)
     x = torch.tensor([[1e-310, 1e-310, 0.0], [0.0, 3e-320, 0.0]], dtype=torch.float64)

@@ -36,13 +36,9 @@ def read_points(path: Path | str, *, image_size: int = 224, limit: int | None = 
     except PointsError:
         raise
     except Exception as error:  # damaged files raise whatever their format's reader raises
-        raise PointsError(
-            f"{path} cannot be read as a {path.suffix} file: {error}. Write it again."
-        ) from error
+        raise PointsError(f"{path} cannot be read as a {path.suffix} file: {error}. Write it again.") from error
     if array.ndim < 2 or len(array) == 0:
-        raise PointsError(
-            f"{path} has shape {array.shape}. Points are rows: give (N, ...) with at least one row."
-        )
+        raise PointsError(f"{path} has shape {array.shape}. Points are rows: give (N, ...) with at least one row.")
     if not np.issubdtype(array.dtype, np.floating):
         raise PointsError(
             f"{path} has {array.dtype} numbers. Scale them as the network expects and save them as float32."

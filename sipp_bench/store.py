@@ -86,9 +86,7 @@ class Store:
             for leftover in [*self.path.glob(".*.tmp"), *self._cells.glob(".*.tmp")]:
                 leftover.unlink()
             self._meta = self._begin(plain(meta))
-            self._status = {
-                cell: _read_cell(self.path, cell)["status"] for cell in _ids(self.path, self._meta)
-            }
+            self._status = {cell: _read_cell(self.path, cell)["status"] for cell in _ids(self.path, self._meta)}
         except BaseException:
             self._lock.close()
             raise
@@ -254,17 +252,13 @@ def _refuse_strange_folder(path: Path) -> None:
         return
     strange = {entry.name for entry in path.iterdir() if not entry.name.endswith(".tmp")} - {"cells", ".lock"}
     if strange:
-        raise StoreError(
-            f"{path} is not empty and not a run folder (it holds {min(strange)}). Choose another with -o."
-        )
+        raise StoreError(f"{path} is not empty and not a run folder (it holds {min(strange)}). Choose another with -o.")
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
     file = path / "run.json"
     if not file.is_file():
-        raise StoreError(
-            f"{path} is not a run folder: it has no run.json. Make one with: sipp-bench run SUITE"
-        )
+        raise StoreError(f"{path} is not a run folder: it has no run.json. Make one with: sipp-bench run SUITE")
     meta = read_json(file)
     check_format(file, meta)
     if not {"suite", "cells", "data", "checkpoints", "resumed"} <= meta.keys():

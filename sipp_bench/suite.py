@@ -57,9 +57,7 @@ class Cell:
     @property
     def id(self) -> str:
         """A readable name that is fit for a file name and differs between any two cells of a suite."""
-        return "--".join(
-            [_slug(self.network), _slug(self.data), self.method, f"s{self.seed}", f"k{self.keep!r}"]
-        )
+        return "--".join([_slug(self.network), _slug(self.data), self.method, f"s{self.seed}", f"k{self.keep!r}"])
 
 
 class _Table(BaseModel):
@@ -239,9 +237,7 @@ def parse_suite(text: str, source: str) -> Suite:
         suite = Suite.model_validate(table)
     except ValidationError as error:
         tables: dict[str, type[BaseModel]] = {"": Suite, "target": Target, "method": Method}
-        raise SuiteError(
-            "\n".join(f"{source}: {describe(problem, tables)}" for problem in error.errors())
-        ) from error
+        raise SuiteError("\n".join(f"{source}: {describe(problem, tables)}" for problem in error.errors())) from error
     suite._text = text
     return suite
 
@@ -279,9 +275,7 @@ def _require(condition: bool, sentence: str) -> None:
 
 
 def _require_label(label: str) -> str:
-    _require(
-        _LABEL.fullmatch(label) is not None and len(label) <= 80, f"must be {_LABEL_RULE}, not {label!r}"
-    )
+    _require(_LABEL.fullmatch(label) is not None and len(label) <= 80, f"must be {_LABEL_RULE}, not {label!r}")
     return label
 
 

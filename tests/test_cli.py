@@ -62,9 +62,7 @@ def test_help_ends_with_an_example(command: list[str], capsys: pytest.CaptureFix
 
 
 def test_help_needs_no_heavy_imports() -> None:
-    code = (
-        "import sys, sipp_bench.cli; print({'pandas', 'scipy', 'torchvision', 'pydantic'} & set(sys.modules))"
-    )
+    code = "import sys, sipp_bench.cli; print({'pandas', 'scipy', 'torchvision', 'pydantic'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
 
@@ -80,9 +78,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("list", "methods") == 0
     assert capsys.readouterr().out.split() == sb.list_methods()
     assert call("list") == 0
-    assert {"methods:", "sipp-det", "lenet-5", "mnist-digits", "quick"} <= set(
-        capsys.readouterr().out.split()
-    )
+    assert {"methods:", "sipp-det", "lenet-5", "mnist-digits", "quick"} <= set(capsys.readouterr().out.split())
 
 
 def test_prune_own_network(points: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,14 +101,10 @@ def test_prune_with_a_checkpoint(points: Path, tmp_path: Path) -> None:
     assert prune(points, output, "--checkpoint", tmp_path / "trained.pt", "--method", "magnitude") == 0
     pruned = load_file(output)
     assert torch.equal(pruned["0.bias"], weights["0.bias"])
-    assert torch.equal(
-        pruned["0.weight"][pruned["0.weight"] != 0], weights["0.weight"][pruned["0.weight"] != 0]
-    )
+    assert torch.equal(pruned["0.weight"][pruned["0.weight"] != 0], weights["0.weight"][pruned["0.weight"] != 0])
 
 
-def test_prune_says_when_a_zoo_network_has_random_weights(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_prune_says_when_a_zoo_network_has_random_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "x.npy", np.ones((2, 1, 8, 8)))
     output = tmp_path / "o.safetensors"
     assert prune(tmp_path / "x.npy", output, "--method", "random", model="lenet-300-100") == 0
@@ -161,9 +153,7 @@ def test_bad_input_is_exit_code_2_and_a_sentence(
     assert list(here.iterdir()) == []
 
 
-def test_points_that_the_network_cannot_take(
-    points: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_points_that_the_network_cannot_take(points: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out.safetensors"
     array = np.load(points)
     np.save(points, array[:, :5])
@@ -176,9 +166,7 @@ def test_points_that_the_network_cannot_take(
     assert not output.exists()
 
 
-def test_an_unwritable_output_is_refused_before_the_work(
-    points: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unwritable_output_is_refused_before_the_work(points: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worked: list[object] = []
     monkeypatch.setattr(sb, "fit", lambda *arguments, **options: worked.append(arguments))
     assert prune(points, "/dev/null/x/out.safetensors") == 2
@@ -193,9 +181,7 @@ def test_images(tmp_path: Path) -> None:
     output = tmp_path / "out.safetensors"
     arguments = ("--image-size", 64, "--method", "magnitude")
     assert prune(folder, output, *arguments, model="torchvision:resnet18") == 0
-    kept = sum(
-        int(value.count_nonzero()) for name, value in load_file(output).items() if value.ndim in (2, 4)
-    )
+    kept = sum(int(value.count_nonzero()) for name, value in load_file(output).items() if value.ndim in (2, 4))
     total = sum(value.numel() for name, value in load_file(output).items() if value.ndim in (2, 4))
     assert kept == round(0.4 * total)
 
@@ -236,9 +222,7 @@ def test_run_and_resume(suite: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "belongs to another suite" in capsys.readouterr().err
 
 
-def test_the_default_folder_is_named_by_the_suite(
-    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_default_folder_is_named_by_the_suite(suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert call("run", suite, "--no-report") == 0
     assert (tmp_path / "runs" / "tiny" / "run.json").exists()

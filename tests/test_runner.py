@@ -106,6 +106,13 @@ def test_checks_cover_the_points_looked_at_and_fresh_ones(undisturbed: Run) -> N
     assert undisturbed.blocks(det.replace("sipp-det", "random")) == {}
 
 
+def test_only_the_checks_that_the_suite_asks_for(cache: Path, tmp_path: Path) -> None:
+    suite = parse_suite("checks = ['C2']\n" + SUITE.replace("[0, 1]", "[0]"), "tiny.toml")
+    checks = run(suite, tmp_path, cache_dir=cache, progress=False).checks
+    assert set(checks["claim"]) == {"C2"}
+    assert set(checks["method"]) == {"sipp-det"}
+
+
 def test_meta_says_what_was_run_on_what(suite: Suite, undisturbed: Run) -> None:
     meta = undisturbed.meta
     assert meta["suite"] == {"name": "tiny", "text": SUITE, "sha256": suite.sha256}

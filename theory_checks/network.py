@@ -1,0 +1,211 @@
+"""What the checks of a user's network share: points, fit, pruned copies, and an independent look at the blocks."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import sipp_bench as sb
+from sipp_bench.errors import OptionError, PointsError
+from sipp_bench.methods import Fitted
+from sipp_bench.metrics import block_errors
+from sipp_bench.points import Points, call_model, iterate_batches, model_device
+from sipp_bench.pruned import Pruned
+from sipp_bench.sensitivity import Sensitivity, block_sums, measure_sensitivity
+from sipp_bench.tracing import tracing
+from theory_checks import oracle
+from theory_checks.claims.base import Effort
+from theory_checks.rounding import error_rounding, sensitivity_rounding, sensitivity_underflow, unit
+
+BATCH = 64
+# Numbers in one chunk of quadrant sums: 32 MiB of float64.
+_CHUNK = 1 << 22
+
+
+class NotApplicable(Exception):  # noqa: N818  # not an error: the reason why a claim says nothing here
+    """A claim does not speak of this network, method or keep ratio; the message is the reason."""
+
+
+@dataclass
+class Context:
+    """One call of `verify`: what was given, and what several checks need, computed once.
+
+    draws: sets of draws over the whole network (claim C11); trials on single blocks are `effort.trials`.
+    """
+
+    model: nn.Module
+    points: Tensor
+    fresh: Tensor
+    method: str
+    options: Mapping[str, Any]
+    delta: float
+    alpha: float
+    seed: int
+    effort: Effort
+    draws: int
+    _pruned: dict[float, Pruned] = field(default_factory=dict)
+
+    @cached_property
+    def fitted(self) -> Fitted:
+        """The method, after its look at S."""
+        return sb.fit(self.model, self.points, self.method, batch_size=BATCH, **self.options)
+
+    @cached_property
+    def sensitivity(self) -> Sensitivity:
+        """On S, in the definition's sense (the largest patch), whatever the method makes of it."""
+        return measure_sensitivity(self.model, self.points, batch_size=BATCH)
+
+    def pruned(self, keep: float) -> Pruned:
+        """The network pruned to this keep ratio by the seed."""
+        if keep not in self._pruned:
+            self._pruned[keep] = self.fitted.prune(keep, self.seed)
+        return self._pruned[keep]
+
+    @cached_property
+    def dense_outputs(self) -> Tensor:
+        """The dense network's outputs on the fresh points, float64."""
+        return outputs(self.model, self.fresh)
+
+    def pruned_outputs(self, keep: float) -> Tensor:
+        """The pruned network's outputs on the fresh points, float64."""
+        return outputs(self.pruned(keep).model, self.fresh)
+
+    def cell(self, keep: float) -> "Cell":
+        """The pruned network at one keep ratio, block by block."""
+        return Cell(self, keep)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of one pruned weight, (neurons, 2) each. n: weights of a neuron.
+
+    epsilon: the bound, the method's own, else claim C2's. drawn: whether the block was drawn and reweighted.
+    dropped: how many weights that were not 0 are now. active: whether the block was active on S.
+    """
+
+    epsilon: Tensor
+    drawn: Tensor
+    dropped: Tensor
+    active: Tensor
+    largest: Tensor
+    n: int
+
+    @property
+    def telling(self) -> Tensor:
+        """Blocks from which something was dropped or drawn and whose bound says something (epsilon < 1)."""
+        return self.concerned & (self.epsilon < 1)
+
+    @property
+    def concerned(self) -> Tensor:
+        """Blocks that were active and that pruning changed."""
+        return self.active & ((self.dropped > 0) | self.drawn)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One keep ratio of a context."""
+
+    context: Context
+    keep: float
+
+    @property
+    def pruned(self) -> Pruned:
+        return self.context.pruned(self.keep)
+
+    @property
+    def weights(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """By name: the dense weight and the pruned one."""
+        old, new = (dict(m.named_parameters()) for m in (self.context.model, self.pruned.model))
+        return {name: (old[name].detach(), new[name].detach()) for name in self.pruned.masks}
+
+    def blocks(self) -> dict[str, Blocks]:
+        """Every pruned weight's blocks."""
+        guarantee = self.pruned.guarantee
+        found = {}
+        for name, (w, pruned) in self.weights.items():
+            layer = self.context.sensitivity[name]
+            s, rows = layer.values.flatten(1).double(), pruned.flatten(1)
+            positive, gone = layer.positive.flatten(1), (w.flatten(1) != 0) & (rows == 0)
+            dropped_s = torch.where(gone, s, 0.0)
+            changed = block_sums((rows != 0) & (rows != w.flatten(1)), positive) > 0
+            if guarantee is None or not guarantee.per_patch:
+                epsilon, drawn = block_sums(dropped_s, positive).clamp(max=1), changed
+                epsilon = torch.where(drawn, math.inf, epsilon)
+            else:
+                epsilon, drawn = guarantee.epsilon[name].double(), guarantee.draws[name] > 0
+            largest = torch.stack([torch.where(sign, dropped_s, 0.0).amax(1) for sign in (positive, ~positive)], 1)
+            found[name] = Blocks(
+                epsilon, drawn | changed, block_sums(gone, positive), layer.active > 0, largest, s.shape[1]
+            )
+        return found
+
+    def errors(self) -> dict[str, Tensor]:
+        """Measured r of every block, the largest over S, patches and activation signs: (neurons, 2), independently
+        of the library for Linear and ConvNd modules; by its own trace for weights that are applied otherwise."""
+        largest: dict[str, Tensor] = {}
+        for name, layer, x in layer_batches(self.context.model, self.context.points):
+            if name in self.weights:
+                r = oracle.relative_errors(layer, x, self.weights[name][1]).amax((0, 1, 4))
+                largest[name] = torch.maximum(largest[name], r) if name in largest else r
+        others = [name for name in self.weights if name not in largest]
+        if others:
+            found = block_errors(self.context.model, self.pruned.model, self.context.points, others, batch_size=BATCH)
+            largest |= {name: errors.largest for name, errors in found.items()}
+        return largest
+
+
+def layer_batches(model: nn.Module, points: Tensor) -> Iterator[tuple[str, oracle.Layer, Tensor]]:
+    """(weight name, layer, some of its inputs), over all points in batches as the library takes them."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for batch in points.split(BATCH):
+        for layer, x in oracle.layer_inputs(model, batch.to(model_device(model))).values():
+            per_point = 4 * layer.weight.shape[0] * oracle.apply_layer(layer, x[:1], layer.weight).shape[1]
+            for part in x.split(max(1, _CHUNK // per_point)):
+                yield names[id(layer.weight)], layer, part
+
+
+def rounding_of(epsilon: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+    """Room for rounding in r <= epsilon: of the sensitivities behind epsilon, of reweighted weights, of r itself."""
+    kind = torch.float64 if dtype == torch.float64 else torch.float32
+    finite = epsilon.clamp(max=torch.finfo(torch.float64).max)
+    return (
+        finite * sensitivity_rounding(n, kind)
+        + (1 + finite) * (unit(dtype) + error_rounding(n))
+        + n * sensitivity_underflow(kind)
+    )
+
+
+def outputs(model: nn.Module, points: Tensor) -> Tensor:
+    """The network's outputs in eval mode: (N, K) float64. Raises NotApplicable unless it gives one such tensor."""
+    found = []
+    with torch.no_grad(), tracing(model, lambda call, output: None):
+        for inputs, _ in iterate_batches(points, BATCH, model_device(model)):
+            found.append(call_model(model, inputs))
+    if not all(isinstance(y, Tensor) and y.ndim == 2 for y in found):
+        raise NotApplicable("the network's output is not one tensor (N, K) of logits")
+    return torch.cat(found).double()
+
+
+def as_tensor(points: Points, name: str) -> Tensor:
+    """Points in any form as one tensor (N, ...) on the CPU."""
+    parts = []
+    for inputs, _ in iterate_batches(points, BATCH, torch.device("cpu")):
+        if not isinstance(inputs, Tensor):
+            raise PointsError(f"verify takes points of one tensor each; {name} holds dicts.")
+        parts.append(inputs)
+    return torch.cat(parts)
+
+
+def check_keeps(keep: Any) -> tuple[float, ...]:
+    """One keep ratio or several, as given, each within [0, 1]."""
+    keeps = tuple(keep) if isinstance(keep, list | tuple) else (keep,)
+    for each in keeps:
+        if isinstance(each, bool) or not isinstance(each, int | float) or not 0 <= each <= 1:
+            raise OptionError(f"keep is a fraction from 0 to 1, or several of them, not {each!r}.")
+    if not keeps:
+        raise OptionError("Give at least one keep ratio.")
+    return tuple(dict.fromkeys(float(each) for each in keeps))

@@ -124,11 +124,13 @@ def _dense_line(axes: Axes, target: Target) -> None:
 
 
 def difference_picture(target: Target, name: str) -> Picture | None:
-    """Test accuracy minus magnitude pruning's at the same keep and seed; None without magnitude pruning."""
+    """Test accuracy minus magnitude pruning's at the same keep and seed; None with nothing to compare."""
     reference = reference_label(target.cells)
     if reference is None:
         return None
     summary = _drawable(difference_summary(target.cells, reference))
+    if summary.empty:
+        return None
     styles = method_styles(target.cells)
     with figure_style():
         figure = new_figure(9.4, 5.0)

@@ -100,6 +100,8 @@ def difference_summary(cells: pd.DataFrame, reference: str) -> pd.DataFrame:
     """Per method and keep of one target: test accuracy minus the reference's, paired by seed."""
     base = cells[cells["method"] == reference].set_index(["seed", "keep"])["accuracy"].rename("base")
     paired = cells[cells["method"] != reference].join(base, on=["seed", "keep"], how="inner")
+    # Joining no rows at all leaves pandas with the reference's index, whose names are those of columns.
+    paired = paired.reset_index(drop=True)
     paired["difference"] = paired["accuracy"] - paired["base"]
     summary = paired.groupby([*TARGET, *METHOD, "keep"], sort=False).agg(
         seeds=("difference", "count"),

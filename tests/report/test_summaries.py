@@ -153,6 +153,13 @@ def test_difference_is_paired_by_seed_and_keep(run: MadeUpRun) -> None:
     assert "magnitude" not in summary.index.get_level_values("method")
 
 
+def test_one_method_alone_has_nothing_to_be_compared_with(run: MadeUpRun) -> None:
+    cells = target_of(run).cells
+    alone = cells[(cells["method"] == "magnitude") & (cells["keep"] == cells["keep"].max())]
+    assert not alone.empty
+    assert summaries.difference_summary(alone, "magnitude").empty
+
+
 def test_methods_are_listed_sipp_first_and_as_the_run_has_them(run: MadeUpRun) -> None:
     shuffled = run.cells.sample(frac=1, random_state=0)
     labels = list(dict.fromkeys(summaries.accuracy_summary(collect({"run": run}).done)["method"]))

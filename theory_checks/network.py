@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import sipp_bench as sb
 from sipp_bench.errors import OptionError, PointsError
+from sipp_bench.guarantee import Guarantee
 from sipp_bench.methods import Fitted
 from sipp_bench.metrics import block_errors
 from sipp_bench.points import Points, call_model, iterate_batches, model_device
@@ -19,6 +20,7 @@ from sipp_bench.sensitivity import Sensitivity, block_sums, measure_sensitivity
 from sipp_bench.tracing import tracing
 from theory_checks import oracle
 from theory_checks.claims.base import Effort
+from theory_checks.composition import Distribution, cancellation, folded
 from theory_checks.rounding import error_rounding, sensitivity_rounding, sensitivity_underflow, unit
 
 BATCH = 64
@@ -59,6 +61,15 @@ class Context:
         """On S, in the definition's sense (the largest patch), whatever the method makes of it."""
         return measure_sensitivity(self.model, self.points, batch_size=BATCH)
 
+    @cached_property
+    def cancellations(self) -> tuple[dict[str, Distribution], bool]:
+        """Delta of every layer on S, batch-norm folded, and whether all of it could be folded."""
+        model, complete = folded(self.model)
+        found: dict[str, Distribution] = {}
+        for name, layer, x in layer_batches(model, self.points):
+            found.setdefault(name, Distribution.empty()).add(cancellation(layer, x))
+        return found, complete
+
     def pruned(self, keep: float) -> Pruned:
         """The network pruned to this keep ratio by the seed."""
         if keep not in self._pruned:
@@ -84,7 +95,8 @@ class Blocks:
     """The blocks of one pruned weight, (neurons, 2) each. n: weights of a neuron.
 
     epsilon: the bound, the method's own, else claim C2's. drawn: whether the block was drawn and reweighted.
-    dropped: how many weights that were not 0 are now. active: whether the block was active on S.
+    dropped: how many weights that were not 0 are now. active: whether the block was active on S. largest: the
+    largest s among those dropped.
     """
 
     epsilon: Tensor
@@ -124,24 +136,7 @@ class Cell:
 
     def blocks(self) -> dict[str, Blocks]:
         """Every pruned weight's blocks."""
-        guarantee = self.pruned.guarantee
-        found = {}
-        for name, (w, pruned) in self.weights.items():
-            layer = self.context.sensitivity[name]
-            s, rows = layer.values.flatten(1).double(), pruned.flatten(1)
-            positive, gone = layer.positive.flatten(1), (w.flatten(1) != 0) & (rows == 0)
-            dropped_s = torch.where(gone, s, 0.0)
-            changed = block_sums((rows != 0) & (rows != w.flatten(1)), positive) > 0
-            if guarantee is None or not guarantee.per_patch:
-                epsilon, drawn = block_sums(dropped_s, positive).clamp(max=1), changed
-                epsilon = torch.where(drawn, math.inf, epsilon)
-            else:
-                epsilon, drawn = guarantee.epsilon[name].double(), guarantee.draws[name] > 0
-            largest = torch.stack([torch.where(sign, dropped_s, 0.0).amax(1) for sign in (positive, ~positive)], 1)
-            found[name] = Blocks(
-                epsilon, drawn | changed, block_sums(gone, positive), layer.active > 0, largest, s.shape[1]
-            )
-        return found
+        return blocks_of(self.context.sensitivity, self.weights, self.pruned.guarantee)
 
     def errors(self) -> dict[str, Tensor]:
         """Measured r of every block, the largest over S, patches and activation signs: (neurons, 2), independently
@@ -156,6 +151,27 @@ class Cell:
             found = block_errors(self.context.model, self.pruned.model, self.context.points, others, batch_size=BATCH)
             largest |= {name: errors.largest for name, errors in found.items()}
         return largest
+
+
+def blocks_of(
+    sensitivity: Sensitivity, weights: Mapping[str, tuple[Tensor, Tensor]], guarantee: Guarantee | None
+) -> dict[str, Blocks]:
+    """The blocks of weights (dense, pruned) by name, with the guarantee's bounds, else claim C2's."""
+    found = {}
+    for name, (dense, pruned) in weights.items():
+        layer, w, rows = sensitivity[name], dense.flatten(1), pruned.flatten(1)
+        s, positive = layer.values.flatten(1).double(), layer.positive.flatten(1)
+        gone = (w != 0) & (rows == 0)
+        lost = torch.where(gone, s, 0.0)
+        drawn = block_sums((rows != 0) & (rows != w), positive) > 0
+        if guarantee is None or not guarantee.per_patch:
+            epsilon = torch.where(drawn, math.inf, block_sums(lost, positive).clamp(max=1))
+        else:
+            epsilon = guarantee.epsilon[name].double()
+            drawn |= guarantee.draws[name] > 0
+        largest = torch.stack([torch.where(sign, lost, 0.0).amax(1) for sign in (positive, ~positive)], 1)
+        found[name] = Blocks(epsilon, drawn, block_sums(gone, positive), layer.active > 0, largest, s.shape[1])
+    return found
 
 
 def layer_batches(model: nn.Module, points: Tensor) -> Iterator[tuple[str, oracle.Layer, Tensor]]:

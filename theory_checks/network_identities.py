@@ -155,6 +155,8 @@ def check_hybrid(cell: Cell) -> Finding:
         violations += int((~same | ((draws > 0) & (epsilon >= 1))).sum())
         trials += epsilon.numel()
         drawn += int((draws > 0).sum())
+    if not drawn and not violations:
+        raise NotApplicable("no block is drawn at this keep ratio")
     detail = f"{drawn} of {trials} blocks are drawn; the choice, the draws and the bounds do not depend on the seed."
     return _identity("C12", trials, violations, 0.0, detail, {"keep": cell.keep, "drawn": drawn})
 

@@ -1,0 +1,211 @@
+"""Point the claims at a trained network: prune it, try to falsify, and say which bounds say anything at all."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from sipp_bench.errors import OptionError, PointsError
+from sipp_bench.methods import make_method
+from sipp_bench.methods.protocol import Method
+from sipp_bench.points import Points
+from sipp_bench.records import to_json
+from theory_checks import network_draws, network_fresh, network_identities, vacuity, verdict_table
+from theory_checks.claims import QUICK, Effort, Finding, Verdict
+from theory_checks.claims import claims as synthetic_claims
+from theory_checks.network import Cell, Context, NotApplicable, as_tensor, check_keeps
+from theory_checks.subject import REFERENCE
+
+# What is checked once a network, and what once a keep ratio; each returns one finding or says why it has none.
+ONCE: dict[str, Callable[[Context], Finding]] = {
+    "C1": network_identities.check_laws,
+}
+EACH_KEEP: dict[str, Callable[[Cell], Finding]] = {
+    "C2": network_identities.check_dropping,
+    "C4": network_identities.check_recombination,
+    "C7": network_identities.check_certificate,
+    "C8": network_identities.check_attainment,
+    "C10": network_draws.check_rates,
+    "C11": network_draws.check_together,
+    "C12": network_identities.check_hybrid,
+    "C13": network_draws.check_mixture,
+    "C18": network_fresh.check_composition,
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found. Verdicts are those of THEORY section 5 and never merged.
+
+    findings: one a claim and keep ratio (`data["keep"]`), then those on synthetic cases (`data["synthetic"]`).
+    skipped: claims that say nothing here, each with the reason. disagreement: per keep ratio, how often predictions
+    differ on fresh points. vacuity: what the bounds would need, and what each factor costs. settings: what was asked.
+    """
+
+    findings: tuple[Finding, ...]
+    skipped: tuple[Mapping[str, Any], ...]
+    disagreement: tuple[Mapping[str, Any], ...]
+    vacuity: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    @property
+    def ok(self) -> bool:
+        """Nothing is falsified, and something was checked that could have failed."""
+        verdicts = [finding.verdict for finding in self.findings]
+        return Verdict.FALSIFIED not in verdicts and any(verdict.passed for verdict in verdicts)
+
+    def to_json(self) -> str:
+        """Everything, as JSON text."""
+        return to_json(
+            {
+                "settings": self.settings,
+                "ok": self.ok,
+                "disagreement": self.disagreement,
+                "vacuity": self.vacuity,
+                "findings": [verdict_table.as_record(finding) for finding in self.findings],
+                "skipped": self.skipped,
+            }
+        )
+
+    def to_text(self) -> str:
+        """Tables for a terminal."""
+        return verdict_table.to_text(self)
+
+    def to_html(self) -> str:
+        """An HTML <section>, everything in it escaped."""
+        return verdict_table.to_html(self)
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+
+def verify(
+    model: nn.Module,
+    points: Points,
+    fresh_points: Points,
+    *,
+    claims: Iterable[str] | None = None,
+    method: str = "sipp-hybrid",
+    keep: float | Sequence[float] = 0.2,
+    delta: float = 0.05,
+    alpha: float = 0.05,
+    seed: int = 0,
+    effort: Effort = QUICK,
+    draws: int | None = None,
+    synthetic: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> Report:
+    """Try to falsify the claims of THEORY.md on this network, pruned by this method. The network is not changed.
+
+    points: S, what the method looks at; fresh_points: others from the same source, in neither S nor the training.
+    claims: such as ("C2", "C7"); default all that speak of networks. keep: one keep ratio or several. delta: failure
+    probability of the sampling bounds. alpha: of the intervals that are printed (1 - alpha is their confidence); what
+    falsifies is decided at `effort.level`, far stricter. draws: whole-network draw sets for claim C11 (default 20 or,
+    with more effort, 200). synthetic: run the claims' own cases as well (a minute or two). options: of the method.
+    Raises OptionError for what is unknown or out of range; PointsError and ModelError as `sipp_bench.fit` does.
+    """
+    asked = _asked(claims, synthetic)
+    keeps = check_keeps(keep)
+    for name, level in (("delta", delta), ("alpha", alpha)):
+        if not 0 < level < 1:
+            raise OptionError(f"{name} must be above 0 and below 1, not {level}.")
+    if draws is not None and draws < 1:
+        raise OptionError(f"draws is a number of draw sets, at least 1, not {draws}.")
+    chosen = _with_delta(make_method(method, **(options or {})), delta, options or {})
+    context = Context(
+        model, as_tensor(points, "points"), as_tensor(fresh_points, "fresh_points"), method, chosen.options(),
+        getattr(chosen, "delta", delta), alpha, seed, effort, draws or (200 if effort.trials > QUICK.trials else 20),
+    )  # fmt: skip
+    reused = _reused(context)
+    findings: list[Finding] = []
+    skipped: list[dict[str, Any]] = []
+    for number, check in ONCE.items():
+        if number in asked:
+            _record(number, partial(check, context), None, findings, skipped)
+    for each in keeps:
+        cell = context.cell(each)
+        for number, check_cell in EACH_KEEP.items():
+            if number in asked:
+                _record(number, partial(check_cell, cell), each, findings, skipped)
+    findings.sort(key=lambda finding: int(finding.claim[1:]))
+    if synthetic:
+        findings += [_synthetic(number, effort, seed) for number in synthetic_claims() if number in asked]
+    return Report(tuple(findings), tuple(skipped), _disagreement(context, keeps), _vacuity(context, keeps), {
+        "network": type(model).__name__, "weights": context.pruned(keeps[0]).weights, "method": method,
+        "options": dict(chosen.options()), "keep": list(keeps), "delta": context.delta, "alpha": alpha, "seed": seed,
+        "points": len(context.points), "fresh_points": len(context.fresh), "fresh_points_in_S": reused,
+        "effort": effort.name, "level": effort.level, "claims": sorted(asked, key=lambda number: int(number[1:])),
+        "dense_weights": dict(context.fitted.skipped),
+    })  # fmt: skip
+
+
+def _asked(claims: Iterable[str] | None, synthetic: bool) -> set[str]:
+    known = {*ONCE, *EACH_KEEP, *(synthetic_claims() if synthetic else ())}
+    if claims is None:
+        return known
+    asked = {claims} if isinstance(claims, str) else set(claims)
+    if unknown := sorted(asked - known):
+        listed = ", ".join(sorted(known, key=lambda number: int(number[1:])))
+        more = "" if synthetic else " The others are checked on synthetic cases: ask for those too."
+        raise OptionError(f"There is no claim {unknown[0]!r} about a network. There are {listed}.{more}")
+    if not asked:
+        raise OptionError("Name at least one claim.")
+    return asked
+
+
+def _with_delta(method: Method, delta: float, options: Mapping[str, Any]) -> Method:
+    """The method with this delta, unless it has none or its own was given."""
+    if "delta" in options or "delta" not in method.options():
+        return method
+    return type(method)(**(method.options() | {"delta": delta}))
+
+
+def _reused(context: Context) -> int:
+    """How many fresh points are in S. Raises PointsError if they all are."""
+    seen = {point.numpy().tobytes() for point in context.points.contiguous()}
+    count = sum(point.numpy().tobytes() in seen for point in context.fresh.contiguous())
+    if count == len(context.fresh):
+        raise PointsError(
+            "All fresh points are among those that the method looks at: nothing can be said about others."
+        )
+    return count
+
+
+def _record(
+    number: str,
+    check: Callable[[], Finding],
+    keep: float | None,
+    findings: list[Finding],
+    skipped: list[dict[str, Any]],
+) -> None:
+    try:
+        with torch.no_grad():
+            findings.append(check())
+    except NotApplicable as reason:
+        skipped.append({"claim": number, "keep": keep, "reason": str(reason)})
+
+
+def _synthetic(number: str, effort: Effort, seed: int) -> Finding:
+    finding = synthetic_claims()[number].check(REFERENCE, effort, seed)
+    return replace(finding, data={**finding.data, "synthetic": True})
+
+
+def _disagreement(context: Context, keeps: Sequence[float]) -> tuple[Mapping[str, Any], ...]:
+    try:
+        return tuple(network_fresh.disagreement(context.cell(keep)) for keep in keeps)
+    except NotApplicable:
+        return ()
+
+
+def _vacuity(context: Context, keeps: Sequence[float]) -> Mapping[str, Any]:
+    with torch.no_grad():
+        cells = [context.cell(keep) for keep in keeps]
+        return {
+            "draws_needed": vacuity.draws_needed(context),
+            "telling_blocks": [row for cell in cells for row in vacuity.telling_blocks(cell)],
+            "smallest_keeps": vacuity.smallest_keeps(context),
+            "decomposition": [row for cell in cells for row in vacuity.decomposition(cell)],
+        }

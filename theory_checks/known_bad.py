@@ -17,6 +17,7 @@ from sipp_bench.sensitivity import Sensitivity, measure_sensitivity
 from theory_checks import oracle
 from theory_checks.known_bad_fresh import FRESH_POINTS
 from theory_checks.known_bad_networks import CERTIFICATES, COMPOSITIONS
+from theory_checks.known_bad_sampling import SAMPLING
 from theory_checks.subject import REFERENCE, Subject, draw_block
 
 Draw = Callable[[Tensor, Tensor, int, np.random.Generator], Tensor]
@@ -148,6 +149,7 @@ _BAD: dict[str, dict[str, Any]] = {
     **FRESH_POINTS,
     **CERTIFICATES,
     **COMPOSITIONS,
+    **SAMPLING,
 }
 
 KNOWN_BAD: dict[str, Subject] = {name: replace(REFERENCE, name=name, **pieces) for name, pieces in _BAD.items()}

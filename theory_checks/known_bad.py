@@ -1,7 +1,6 @@
 """Implementations that are wrong on purpose: a check that accepts all of them has checked nothing.
 
-Each is sipp-bench with one piece exchanged. They speak of single layers (Linear or ConvNd) where they replace the
-sensitivities, as the claims' own cases do.
+Each is sipp-bench with one piece exchanged.
 """
 
 import copy
@@ -16,12 +15,27 @@ from torch import Tensor, nn
 from sipp_bench.sensitivity import Sensitivity, measure_sensitivity
 from theory_checks import oracle
 from theory_checks.known_bad_fresh import FRESH_POINTS
+from theory_checks.known_bad_identities import ALLOCATIONS, CHOICES
 from theory_checks.known_bad_networks import CERTIFICATES, COMPOSITIONS
 from theory_checks.known_bad_sampling import SAMPLING
 from theory_checks.subject import REFERENCE, Subject, draw_block
 
 Draw = Callable[[Tensor, Tensor, int, np.random.Generator], Tensor]
 Measure = Callable[[nn.Module, Tensor], Sensitivity]
+
+
+def _each_layer(measure_layer: Measure) -> Measure:
+    """For networks: every layer measured by itself, on the inputs that it gets."""
+
+    def measure(model: nn.Module, points: Tensor) -> Sensitivity:
+        if isinstance(model, oracle.Layer):
+            return measure_layer(model, points)
+        layers = {}
+        for name, (layer, x) in oracle.layer_inputs(model, points).items():
+            layers[f"{name}.weight"] = replace(measure_layer(layer, x)["weight"], name=f"{name}.weight")
+        return Sensitivity(layers, len(points), "max", {})
+
+    return measure
 
 
 def _with_values(change: Callable[[Tensor, Tensor, nn.Module, Tensor], Tensor]) -> Measure:
@@ -34,7 +48,7 @@ def _with_values(change: Callable[[Tensor, Tensor, nn.Module, Tensor], Tensor]) 
         values = change(entry.values.flatten(1), weight.flatten(1), layer, points).to(entry.values)
         return replace(sens, layers={"weight": replace(entry, values=values.reshape(weight.shape))})
 
-    return measure
+    return _each_layer(measure)
 
 
 def _mean_over_points(values: Tensor, weight: Tensor, layer: Any, points: Tensor) -> Tensor:
@@ -79,7 +93,7 @@ def _like(**changes: Any) -> Measure:
             other.padding_mode = "zeros"  # type: ignore[assignment]  # a plain string on every convolution
         return measure_sensitivity(other, points)
 
-    return measure
+    return _each_layer(measure)
 
 
 def _no_reweighting(s: Tensor, w: Tensor, draws: int, rng: np.random.Generator) -> Tensor:
@@ -112,15 +126,6 @@ def _one_draw_short(s: Tensor, w: Tensor, draws: int, rng: np.random.Generator) 
     return draw_block(s, w, draws - 1, rng) * ((draws - 1) / draws) if draws > 1 else draw_block(s, w, draws, rng)
 
 
-def _even_split(totals: Any, nnz: Any, budget: float, **options: Any) -> Any:
-    cap = np.asarray(nnz, dtype=float)
-    return np.minimum(cap, budget / max(len(cap), 1))
-
-
-def _over_budget(totals: Any, nnz: Any, budget: float, **options: Any) -> Any:
-    return REFERENCE.allocate(totals, nnz, 1.01 * budget, **options)
-
-
 _BAD: dict[str, dict[str, Any]] = {
     "no reweighting": {"draw": _no_reweighting},
     "draws without replacement": {"draw": _without_replacement},
@@ -133,6 +138,7 @@ _BAD: dict[str, dict[str, Any]] = {
     },
     "mean over points": {"sensitivity": _with_values(_mean_over_points)},
     "first half of S only": {"sensitivity": lambda m, x: measure_sensitivity(m, x[: (len(x) + 1) // 2])},
+    "first batch of S only": {"sensitivity": lambda m, x: measure_sensitivity(m, x[:64])},
     "one sign zeroed": {"sensitivity": _with_values(lambda v, w, *_: torch.where(w < 0, 0.0, v))},
     "first patch only": {"sensitivity": _with_values(_first_patch)},
     "sensitivities halved": {"sensitivity": _with_values(lambda v, *_: v / 2)},
@@ -143,10 +149,11 @@ _BAD: dict[str, dict[str, Any]] = {
     "stride ignored": {"sensitivity": _like(stride=1)},
     "padding ignored": {"sensitivity": _like(padding=0)},
     "bound halved": {"shrink": 0.5},
+    "bound not capped": {"drop_epsilon": lambda s: float(s.sum())},
     "delta not split": {"split_delta": lambda delta, count: delta},
-    "even split of draws": {"allocate": _even_split},
-    "over budget": {"allocate": _over_budget},
     **FRESH_POINTS,
+    **CHOICES,
+    **ALLOCATIONS,
     **CERTIFICATES,
     **COMPOSITIONS,
     **SAMPLING,

@@ -5,6 +5,9 @@ Nothing here uses sipp_bench's patches, quadrants or tracing: quadrant sums are 
 Shapes: N points, P patches a point, M neurons, sigma and tau in order (+, -).
 """
 
+import copy
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,3 +67,44 @@ def contributions(layer: Layer, x: Tensor) -> Tensor:
 def sensitivities(layer: Layer, x: Tensor) -> Tensor:
     """s_ij, the largest contribution over points, patches and activation signs: (M, n)."""
     return contributions(layer, x).amax((0, 1, 4))
+
+
+def patches(layer: Layer, x: Tensor) -> Tensor:
+    """What each weight of a row meets, (groups, N, P, n) in the order of weight.flatten(1), by one-hot weights."""
+    shape = layer.weight.shape
+    n = layer.weight[0].numel()
+    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
+    probes = torch.eye(n, dtype=torch.float64).repeat(groups, 1).reshape(groups * n, *shape[1:])
+    found: Tensor = apply_layer(layer, x, probes).unflatten(-1, (groups, n))
+    return found.movedim(2, 0)
+
+
+def layer_inputs(model: nn.Module, points: Tensor) -> dict[str, tuple[Layer, Tensor]]:
+    """Linear and ConvNd layers by module name, each with the inputs of all its calls, one after the other.
+
+    In eval mode and in one batch; the model is left as it was.
+    """
+    calls: dict[str, list[Tensor]] = {}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, Layer)}
+
+    def recorder(name: str) -> Callable[..., None]:
+        return lambda module, arguments, output: calls.setdefault(name, []).append(arguments[0].detach().clone())
+
+    hooks = [layer.register_forward_hook(recorder(name)) for name, layer in layers.items()]
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad():
+            model.eval()(points)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes.items():
+            module.training = training
+    return {name: (layers[name], torch.cat(inputs)) for name, inputs in calls.items()}
+
+
+def with_weight(layer: Layer, weight: Tensor) -> Layer:
+    """A copy of the layer with this weight, in the weight's dtype."""
+    other = copy.deepcopy(layer).to(weight.dtype)
+    other.weight = nn.Parameter(weight.detach().reshape(layer.weight.shape).clone())
+    return other

@@ -1,6 +1,7 @@
 """The command line. Heavy imports are inside the commands, so that --help comes at once.
 
-Exit codes: 0 fine, 1 a cell of the run failed, 2 bad usage or input, 130 interrupted.
+Exit codes: 0 fine; 1 a cell of the run failed, a claim is falsified, or no claim was checked; 2 bad usage or input;
+130 interrupted.
 """
 
 import os
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from sipp_bench import cli_theory
 from sipp_bench.errors import OptionError, SippBenchError, StoreError
 
 if TYPE_CHECKING:
@@ -132,13 +134,15 @@ def prune(
     import sipp_bench as sb
     from sipp_bench.point_files import read_points
 
-    _require_writable(output)
-    options = _parse_options(option or [])
+    require_writable(output)
+    if output.suffix not in (".safetensors", ".pt", ".pth"):
+        raise OptionError(f"{output} should end in .safetensors, .pt or .pth: the ending says how to write it.")
+    options = parse_options(option or [])
     sb.check_options(method, options)
     if not 0 <= keep <= 1:
         raise OptionError(f"keep is a fraction from 0 to 1, not {keep}.")
     images = read_points(points, image_size=image_size, limit=limit)
-    network = _load_model(model, images, checkpoint)
+    network = load_model(model, images, checkpoint)
     fitted = sb.fit(network, images, method=method, **options)
     pruned = fitted.prune(keep=keep, seed=seed)
     pruned.save(output)
@@ -171,13 +175,17 @@ def list_names(
         typer.echo("\n".join(f"{indent}{entry}" for entry in listers[name]()))
 
 
+cli_theory.register(app)
+
+
 def _report(runs: list[Path], output: Path) -> None:
     from sipp_bench.report.build import build_report
 
     typer.echo(f"Report: {build_report(runs, output)}")
 
 
-def _load_model(name: str, points: "Tensor", checkpoint: Path | None) -> "nn.Module":
+def load_model(name: str, points: "Tensor", checkpoint: Path | None) -> "nn.Module":
+    """The network that --model names, with the weights of --checkpoint; points: of the shape that it will get."""
     from sipp_bench.zoo import models, training
 
     if name in models.list_models() or name.startswith("torchvision:"):
@@ -195,7 +203,7 @@ def _load_model(name: str, points: "Tensor", checkpoint: Path | None) -> "nn.Mod
     return network
 
 
-def _parse_options(texts: list[str]) -> dict[str, Any]:
+def parse_options(texts: list[str]) -> dict[str, Any]:
     """KEY=VALUE pairs; a value that is TOML (a number, true, "text") is read as such, any other is text."""
     options = {}
     for text in texts:
@@ -209,12 +217,10 @@ def _parse_options(texts: list[str]) -> dict[str, Any]:
     return options
 
 
-def _require_writable(path: Path) -> None:
+def require_writable(path: Path) -> None:
     """Raise StoreError if `path` cannot be written, without writing anything: called before the work."""
     if path.is_dir():
         raise StoreError(f"{path} is a folder. Give the name of a file.")
-    if path.suffix not in (".safetensors", ".pt", ".pth"):
-        raise OptionError(f"{path} should end in .safetensors, .pt or .pth: the ending says how to write it.")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise StoreError(f"Cannot write {path}: {folder} is not a folder that you may write to. Choose another.")

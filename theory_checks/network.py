@@ -21,6 +21,7 @@ from sipp_bench.tracing import tracing
 from theory_checks import oracle
 from theory_checks.claims.base import Effort
 from theory_checks.composition import Distribution, cancellation, folded
+from theory_checks.fresh_look import FreshLook
 from theory_checks.rounding import error_rounding, sensitivity_rounding, sensitivity_underflow, unit
 
 BATCH = 64
@@ -62,6 +63,11 @@ class Context:
         return measure_sensitivity(self.model, self.points, batch_size=BATCH)
 
     @cached_property
+    def look(self) -> FreshLook:
+        """The fresh points, one by one."""
+        return FreshLook(self.model, self.points, self.fresh, self.alpha)
+
+    @cached_property
     def cancellations(self) -> tuple[dict[str, Distribution], bool]:
         """Delta of every layer on S, batch-norm folded, and whether all of it could be folded."""
         model, complete = folded(self.model)
@@ -96,7 +102,7 @@ class Blocks:
 
     epsilon: the bound, the method's own, else claim C2's. drawn: whether the block was drawn and reweighted.
     dropped: how many weights that were not 0 are now. active: whether the block was active on S. largest: the
-    largest s among those dropped.
+    largest s among those dropped; lost: their sum, claim C2's bound without its cap.
     """
 
     epsilon: Tensor
@@ -104,6 +110,7 @@ class Blocks:
     dropped: Tensor
     active: Tensor
     largest: Tensor
+    lost: Tensor
     n: int
 
     @property
@@ -162,15 +169,16 @@ def blocks_of(
         layer, w, rows = sensitivity[name], dense.flatten(1), pruned.flatten(1)
         s, positive = layer.values.flatten(1).double(), layer.positive.flatten(1)
         gone = (w != 0) & (rows == 0)
-        lost = torch.where(gone, s, 0.0)
+        gone_s = torch.where(gone, s, 0.0)
+        lost = block_sums(gone_s, positive)
         drawn = block_sums((rows != 0) & (rows != w), positive) > 0
         if guarantee is None or not guarantee.per_patch:
-            epsilon = torch.where(drawn, math.inf, block_sums(lost, positive).clamp(max=1))
+            epsilon = torch.where(drawn, math.inf, lost.clamp(max=1))
         else:
             epsilon = guarantee.epsilon[name].double()
             drawn |= guarantee.draws[name] > 0
-        largest = torch.stack([torch.where(sign, lost, 0.0).amax(1) for sign in (positive, ~positive)], 1)
-        found[name] = Blocks(epsilon, drawn, block_sums(gone, positive), layer.active > 0, largest, s.shape[1])
+        largest = torch.stack([torch.where(sign, gone_s, 0.0).amax(1) for sign in (positive, ~positive)], 1)
+        found[name] = Blocks(epsilon, drawn, block_sums(gone, positive), layer.active > 0, largest, lost, s.shape[1])
     return found
 
 

@@ -1,6 +1,7 @@
 """Claims C1, C2, C4, C7, C8 and C12 on a user's network: no probability, one violation beyond rounding falsifies."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -191,9 +192,7 @@ def _only_dropped(cell: Cell) -> dict[str, Blocks]:
     found = {}
     for name, blocks in cell.blocks().items():
         keep = ~blocks.drawn
-        found[name] = Blocks(
-            blocks.epsilon, blocks.drawn, blocks.dropped * keep, blocks.active & keep, blocks.largest, blocks.n
-        )
+        found[name] = replace(blocks, dropped=blocks.dropped * keep, active=blocks.active & keep)
     return found
 
 

@@ -13,8 +13,9 @@ from sipp_bench.methods.sipp import split_delta
 from sipp_bench.sensitivity import block_sums
 from theory_checks.network import Cell, Context, blocks_of
 
-# Keep ratios are searched to 1/256.
+# Keep ratios are searched to 1/256, on these first.
 _STEPS = 256
+_GRID = (3, 8, 16, 26, 51, 77, 102, 128, 179, 230, 255)
 
 Row = dict[str, Any]
 
@@ -108,8 +109,8 @@ def decomposition(cell: Cell) -> list[Row]:
 
 def smallest_keeps(context: Context) -> dict[str, float | None]:
     """The smallest keep ratio, to 1/256, at which any, half and all of the blocks that pruning changes have a bound
-    below 1; from the sensitivities alone, by bisection (a method's share of such blocks rises with the keep ratio,
-    though not strictly for methods that draw). None where there is none below 1."""
+    below 1; from the sensitivities alone. The share of such blocks need not rise with the keep ratio: a coarse grid
+    comes first, then bisection before its first hit. None where there is no hit."""
     cache: dict[int, float] = {}
 
     def share(step: int) -> float:
@@ -122,9 +123,10 @@ def smallest_keeps(context: Context) -> dict[str, float | None]:
 
 def _first(share: Callable[[int], float], least: float) -> float | None:
     """The smallest step with at least this share, as a keep ratio."""
-    if share(_STEPS - 1) < least:
+    hit = next((place for place, step in enumerate(_GRID) if share(step) >= least), None)
+    if hit is None:
         return None
-    low, high = 0, _STEPS - 1
+    low, high = _GRID[hit - 1] if hit else 0, _GRID[hit]
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if share(middle) >= least else (middle, high)

@@ -22,6 +22,8 @@ from theory_checks.subject import REFERENCE
 # What is checked once a network, and what once a keep ratio; each returns one finding or says why it has none.
 ONCE: dict[str, Callable[[Context], Finding]] = {
     "C1": network_identities.check_laws,
+    "C14": network_fresh.check_fresh_rates,
+    "C15": network_fresh.check_assumption,
 }
 EACH_KEEP: dict[str, Callable[[Cell], Finding]] = {
     "C2": network_identities.check_dropping,
@@ -32,6 +34,8 @@ EACH_KEEP: dict[str, Callable[[Cell], Finding]] = {
     "C11": network_draws.check_together,
     "C12": network_identities.check_hybrid,
     "C13": network_draws.check_mixture,
+    "C16": network_fresh.check_conformal_factor,
+    "C17": network_fresh.check_split_conformal,
     "C18": network_fresh.check_composition,
 }
 

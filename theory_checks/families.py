@@ -79,8 +79,15 @@ SMOOTH = Family("contributions of a known Beta law", gamma=True)
 SIGNED = Family("signed inputs, several patches, padding, a bias", signed=True, patches=True)
 # Contributions within 0.5 % of each other: a bound that is 1 % too small is below all of them.
 NARROW = Family("contributions in a narrow band", low=0.998, signed=True)
-DEAD = Family("inputs that are often 0", signed=True, patches=True, zeros=0.7)
+DEAD = Family("inputs that are often 0", signed=True, patches=True, zeros=0.85)
 FAMILIES = (SMOOTH, SIGNED, NARROW)
+
+
+def one_of_each_block(layer: nn.Conv1d, rng: np.random.Generator) -> Tensor:
+    """One positive and one negative weight of every neuron, at random: (trials, KERNEL), bool."""
+    rank, weight = torch.from_numpy(rng.random((layer.out_channels, KERNEL))), layer.weight.detach()[:, 0]
+    first = [torch.where(sign * weight > 0, rank, 0.0).argmax(1) for sign in (1, -1)]
+    return F.one_hot(torch.stack(first, 1), KERNEL).sum(1).bool()
 
 
 def contributions(layer: nn.Conv1d, points: Tensor) -> Tensor:
@@ -88,14 +95,38 @@ def contributions(layer: nn.Conv1d, points: Tensor) -> Tensor:
 
     Plain arithmetic for these layers alone, each with one input channel a neuron; the oracle's is many times slower.
     """
-    padding, stride = int(layer.padding[0]), layer.stride[0]
     weight = layer.weight.detach()[:, 0]
-    own = weight > 0
+    own = (weight > 0)[:, None]
     largest = torch.zeros(len(points), *weight.shape, dtype=torch.float64)
-    for a in (points.clamp(min=0), (-points).clamp(min=0)):
-        products = F.pad(a, (padding, padding)).unfold(-1, KERNEL, stride) * weight.abs()[:, None]  # (n, trials, P, 6)
-        plus = (products * own[:, None]).sum(-1, keepdim=True)
-        minus = (products * ~own[:, None]).sum(-1, keepdim=True)
-        z = torch.where(own[:, None], plus, minus)
+    for a in _patches(layer, points):
+        products = a * weight.abs()[:, None]
+        plus = (products * own).sum(-1, keepdim=True)
+        minus = (products * ~own).sum(-1, keepdim=True)
+        z = torch.where(own, plus, minus)
         largest = torch.maximum(largest, torch.where(z > 0, products / z, 0.0).amax(2))
     return largest
+
+
+def relative_errors(layer: nn.Conv1d, points: Tensor, dropped: Tensor) -> Tensor:
+    """r = |Zhat - Z| / Z of both blocks of each neuron without these weights, (trials, KERNEL) or (KERNEL,).
+
+    The largest over patches and activation signs: (n, trials, 2), the block of positive weights first.
+    """
+    weight = layer.weight.detach()[:, 0]
+    errors = []
+    for sign in (1, -1):
+        dense = (sign * weight).clamp(min=0)
+        pruned = dense.masked_fill(dropped, 0)
+        largest = torch.zeros(len(points), len(weight), dtype=torch.float64)
+        for a in _patches(layer, points):
+            z, zhat = (a * dense[:, None]).sum(-1), (a * pruned[:, None]).sum(-1)
+            largest = torch.maximum(largest, torch.where(z > 0, (zhat - z).abs() / z, 0.0).amax(2))
+        errors.append(largest)
+    return torch.stack(errors, -1)
+
+
+def _patches(layer: nn.Conv1d, points: Tensor) -> list[Tensor]:
+    """(a)_+ and (a)_- of each patch: (n, trials, P, KERNEL) each."""
+    padding, stride = int(layer.padding[0]), layer.stride[0]
+    signs = (points.clamp(min=0), (-points).clamp(min=0))
+    return [F.pad(a, (padding, padding)).unfold(-1, KERNEL, stride) for a in signs]

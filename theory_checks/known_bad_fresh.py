@@ -8,28 +8,36 @@ import numpy as np
 from sipp_bench import bounds
 
 
+def _numbers(scores: Any) -> "np.typing.NDArray[np.float64]":
+    """Scores with NaN as infinity, sorted."""
+    values = np.asarray(list(scores), dtype=np.float64)
+    return np.sort(np.where(np.isnan(values), np.inf, values))
+
+
 def _rank_too_low(scores: Any, alpha: float) -> float:
-    values = np.sort(np.asarray(list(scores), dtype=float))
+    values = _numbers(scores)
     return float(values[max(math.ceil(len(values) * (1 - alpha)) - 2, 0)])
 
 
 def _rank_in_floats(scores: Any, alpha: float) -> float:
-    values = np.append(np.sort(np.asarray(list(scores), dtype=float)), np.inf)
+    values = np.append(_numbers(scores), np.inf)
     return float(values[math.ceil(len(values) * (1 - alpha)) - 1])
 
 
 def _largest_beyond(scores: Any, alpha: float) -> float:
     """Rank k > n taken for n: a finite promise that these scores can't support."""
-    values = list(scores)
-    return float(min(bounds.conformal_quantile(values, alpha), max(values)))
+    return float(min(bounds.conformal_quantile(scores, alpha), _numbers(scores)[-1]))
 
 
 def _interpolated(scores: Any, alpha: float) -> float:
-    return float(np.quantile(np.asarray(list(scores), dtype=float), 1 - alpha))
+    values = _numbers(scores)
+    place = (len(values) - 1) * (1 - alpha)  # as numpy.quantile does, which has no answer among infinities
+    low, high = values[math.floor(place)], values[math.ceil(place)]
+    return float(low + (high - low) * (place % 1) if np.isfinite(high) else high)
 
 
 def _nan_left_out(scores: Any, alpha: float) -> float:
-    values = np.asarray(list(scores), dtype=float)
+    values = np.asarray(list(scores), dtype=np.float64)
     return float(bounds.conformal_quantile(values[~np.isnan(values)], alpha))
 
 

@@ -132,7 +132,7 @@ class DecidedClaim(Claim):
             verdict=Verdict.FALSIFIED if failed else self.verdict,
             trials=main.trials,
             violations=main.count,
-            worst=max(d.ratio for d in outcome.decisions),
+            worst=math.inf if outcome.violations else max(d.ratio for d in outcome.decisions),
             detail=("Falsified by " + "; ".join(failed) if failed else str(main) + ". " + outcome.detail).strip(),
             interval=main.interval,
             alpha=effort.level,

@@ -119,8 +119,8 @@ class _Propagation(TorchFunctionMode):
             args = (kwargs.pop("input"),)
         if not any(self.differs(tensor) for tensor in tensors_in((args, kwargs))):
             return func(*args, **kwargs)
-        name = func.__name__
-        if name in HARMLESS or (name == "__get__" and func.__self__.__name__ in HARMLESS):
+        name: str = func.__self__.__name__ if func.__name__ == "__get__" else func.__name__  # a property has its own
+        if name in HARMLESS:
             return func(*args, **kwargs)
         rule = self.rules.get(name.strip("_"))
         typed = any(isinstance(given, torch.dtype) for given in (*args, *kwargs.values()))

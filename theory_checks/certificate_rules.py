@@ -22,6 +22,7 @@ HARMLESS = frozenset(
     (
         "shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_cuda", "size", "dim", "ndimension", "numel",
         "stride", "nelement", "is_contiguous", "is_floating_point", "is_complex", "__len__", "get_device", "type",
+        "is_nested", "is_sparse", "is_quantized", "is_leaf", "grad_fn", "itemsize",
     )
 )  # fmt: skip
 

@@ -1,9 +1,10 @@
-"""Claims C10, C13 and C11 on a user's network: rates over independent draws, decided exactly.
+"""Claims C9, C10, C13 and C11 on a user's network: means and rates over independent draws.
 
-C10 and C13 speak of one (block, x, p, tau) at a time. The hardest are found from the exact standard deviation of the
-error, before any draw; each is then tested by itself, on draw sets of its own: nothing is pooled.
+C9, C10 and C13 speak of one (block, x, p, tau) at a time. The hardest are found from the exact standard deviation of
+the error, before any draw; each is then tested by itself, on draw sets of its own: nothing is pooled.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -74,7 +75,12 @@ def _check_draws(cell: Cell, claim: str) -> Finding:
     level = cell.context.effort.level / len(instances)
     test = statistics.describe(cell.context.effort.trials, delta, 1.0, level)
     rng = np.random.default_rng([cell.context.seed, 10])
-    counts = [_exceedances(cell, plan, instance, test.trials, rng) for instance in instances]
+    counts = []
+    for instance in instances:
+        epsilon = guarantee.epsilon[instance.name][instance.row, instance.column]
+        w = cell.weights[instance.name][0]
+        limit = float(epsilon + rounding_of(epsilon, w[0].numel(), w.dtype))
+        counts.append(int(((_ratios(cell, plan, instance, test.trials, rng) - 1).abs() > limit).sum()))
     worst = max(range(len(counts)), key=counts.__getitem__)
     rejected = sum(test.rejects(count) for count in counts)
     interval = statistics.clopper_pearson(counts[worst], test.trials)
@@ -95,6 +101,41 @@ def _check_draws(cell: Cell, claim: str) -> Finding:
         claim, verdict, test.trials, counts[worst], counts[worst] / max(test.critical - 1, 1), detail, interval,
         cell.context.effort.level, BETA, detectable, data,
     )  # fmt: skip
+
+
+def check_mean(cell: Cell) -> Finding:
+    """C9: E[Zhat] = Z. The average over n draw sets is one of n m draws, each within [0, T_R Z] and of variance at
+    most v Z^2, so that Bernstein's inequality bounds its distance from Z at the level of the decision."""
+    _, plan, totals = _plan(cell)
+    guarantee = cell.pruned.guarantee
+    assert guarantee is not None
+    drawn = {name: draws > 0 for name, draws in guarantee.draws.items()}
+    instances = _hardest(cell, plan, drawn)
+    if not instances:
+        raise NotApplicable("no block is drawn at this keep ratio")
+    context, trials = cell.context, cell.context.effort.trials
+    log_term = math.log(2 * len(instances) / context.effort.level)
+    rng = np.random.default_rng([context.seed, 9])
+    off, allowed = [], []
+    for instance in instances:
+        place = instance.row, instance.column
+        t, count = float(totals[instance.name][place]), trials * int(guarantee.draws[instance.name][place])
+        a, v = t * log_term / 3, t * t / 4 if t <= 2 else t - 1
+        # The pruned weights are rounded once each, by at most u of Zhat, and so are the probabilities that made them.
+        dtype = cell.weights[instance.name][0].dtype
+        room = float(rounding_of(torch.tensor(0.0).double(), len(instance.a), dtype))
+        allowed.append((a + math.sqrt(a * a + 2 * v * log_term * count)) / count + room)
+        off.append(abs(float(_ratios(cell, plan, instance, trials, rng).mean()) - 1))
+    ratios = [one / most for one, most in zip(off, allowed, strict=True)]
+    violations = sum(ratio > 1 for ratio in ratios)
+    detail = (
+        f"{len(instances)} hardest (block, x, p, tau), {trials} draw sets each: the mean of Zhat / Z is off by "
+        f"{max(off):.2g} at most; {min(allowed):.2g} to {max(allowed):.2g} would falsify."
+    )
+    verdict = Verdict.FALSIFIED if violations else Verdict.NOT_FALSIFIED
+    data = {"keep": cell.keep, "off": off, "allowed": allowed}
+    level = context.effort.level
+    return Finding("C9", verdict, trials, violations, max(ratios), detail, alpha=level, data=data)
 
 
 def check_together(cell: Cell) -> Finding:
@@ -221,26 +262,23 @@ def _one_per_block(found: list[Instance]) -> list[Instance]:
     return list(best.values())[:HARDEST]
 
 
-def _exceedances(cell: Cell, plan: Plan, instance: Instance, trials: int, rng: np.random.Generator) -> int:
-    """How many of `trials` independent draw sets of the block have |Zhat - Z| > eps Z."""
+def _ratios(cell: Cell, plan: Plan, instance: Instance, trials: int, rng: np.random.Generator) -> Tensor:
+    """Zhat / Z of one instance in `trials` independent draw sets: (trials,) float64."""
     guarantee = cell.pruned.guarantee
     assert guarantee is not None
     w = cell.weights[instance.name][0].flatten(1)[instance.row]
-    epsilon = guarantee.epsilon[instance.name][instance.row, instance.column]
-    draws = torch.zeros(2, dtype=torch.int64)
-    draws[instance.column] = guarantee.draws[instance.name][instance.row, instance.column].cpu()
+    draws = torch.zeros(2, dtype=torch.int64, device=w.device)
+    draws[instance.column] = guarantee.draws[instance.name][instance.row, instance.column]
     kept = torch.where(plan.kept[instance.name][instance.row], w, 0)
     sign = 1 - 2 * instance.column
-    z = float((w.double() * sign).clamp(min=0) @ instance.a)
-    limit = float(epsilon + rounding_of(epsilon, len(w), w.dtype)) * z
-    count = 0
+    z = (w.double() * sign).clamp(min=0) @ instance.a
+    found = []
     for part in torch.arange(trials).split(500):
         rows = torch.full((len(part),), instance.row, device=w.device)
         sampler = _sampler(cell, plan, instance.name, rows)
-        pruned = kept + reweighted(sampler, w.expand(len(part), -1), draws.to(w.device).expand(len(part), 2), rng)
-        zhat = (pruned.double() * sign).clamp(min=0) @ instance.a
-        count += int(((zhat - z).abs() > limit).sum())
-    return count
+        pruned = kept + reweighted(sampler, w.expand(len(part), -1), draws.expand(len(part), 2), rng)
+        found.append(((pruned.double() * sign).clamp(min=0) @ instance.a) / z)
+    return torch.cat(found)
 
 
 def _any_exceeds(

@@ -30,6 +30,7 @@ EACH_KEEP: dict[str, Callable[[Cell], Finding]] = {
     "C4": network_identities.check_recombination,
     "C7": network_identities.check_certificate,
     "C8": network_identities.check_attainment,
+    "C9": network_draws.check_mean,
     "C10": network_draws.check_rates,
     "C11": network_draws.check_together,
     "C12": network_identities.check_hybrid,

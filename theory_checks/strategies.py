@@ -22,7 +22,7 @@ Array = npt.NDArray[np.float64]
 
 KINDS = ("linear", "tokens", "conv1d", "conv2d", "conv3d")
 SIGNS = ("signed", "relu", "negative")
-SCALES = ("plain", "plain", "decades", "tiny", "huge", "wide", "denormal")
+SCALES = ("plain", "plain", "decades", "tiny", "huge", "wide", "denormal", "denormal")
 WEIGHTS = ("dense", "dense", "sparse", "equal", "one sign", "dead neuron", "zero column", "single", "dominated")
 INPUTS = ("dense", "dense", "sparse", "zero column", "dead point", "one-hot", "dominated")
 _CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -220,7 +220,7 @@ def _convolution(choose: Choose, dimensions: int) -> tuple[Layer, tuple[int, ...
     spatial = tuple(d * (k - 1) + 1 + r for d, k, r in zip(dilation, kernel, room, strict=True))
     stride = tuple(choose.number(1, 3) for _ in range(dimensions))
     mode = choose.pick(("zeros", "zeros", "reflect", "replicate", "circular"))
-    padding: str | tuple[int, ...] = choose.pick(("numbers", "numbers", "same", "valid"))
+    padding: str | tuple[int, ...] = choose.pick(("numbers", "numbers", "same", "same", "valid"))
     if padding == "numbers":
         # Only zeros can be added without limit: a reflection is shorter than what it reflects.
         padding = tuple(choose.number(0, 2 if mode == "zeros" else min(2, size - 1)) for size in spatial)

@@ -54,8 +54,9 @@ class SensitivityLaws(IdentityClaim[LayerCase | NetworkCase]):
     )
 
     def cases(self, effort: Effort, rng: np.random.Generator) -> Iterable[LayerCase | NetworkCase]:
-        """All kinds of layers in turn, small networks, and one sample that fills more than a chunk."""
-        yield from random_layer_cases(rng, effort.cases)
+        """All kinds of layers in turn, small networks, uneven padding, one sample that fills more than a chunk."""
+        yield from random_layer_cases(rng, 2 * effort.cases)  # many geometries, dtypes and scales to meet
+        yield from (_uneven_padding(rng, convolution) for convolution in (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         for _ in range(effort.cases // 6):
             yield random_network_case(rng)
         yield _large_case(rng)
@@ -188,6 +189,16 @@ def _unfolded(subject: Subject, found: LayerSensitivity, case: LayerCase) -> Ite
         linear = nn.Linear(rows.shape[1], len(rows), bias=False)
         values.append(subject.sensitivity(oracle.with_weight(linear, rows), tokens)["weight"].values)
     yield from _same("the linear map over its patches", found, torch.cat(values).reshape(weight.shape), case)
+
+
+def _uneven_padding(rng: np.random.Generator, convolution: type[nn.Conv1d | nn.Conv2d | nn.Conv3d]) -> LayerCase:
+    """padding="same" with an odd number of zeros, of which one more goes after; the dimensions differ in all else."""
+    dimensions = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}[convolution]
+    kernel, dilation = (4, 2, 2)[:dimensions], (1, 3, 1)[:dimensions]
+    layer = convolution(2, 2, kernel, padding="same", dilation=dilation)  # type: ignore[arg-type]  # of its length
+    weight = torch.from_numpy(rng.standard_normal(tuple(layer.weight.shape)))
+    points = torch.from_numpy(rng.standard_normal((3, 2, *(5, 4, 3)[:dimensions])))
+    return LayerCase(oracle.with_weight(layer, weight), points, int(rng.integers(2**31)), str(layer))
 
 
 def _large_case(rng: np.random.Generator) -> LayerCase:

@@ -1,5 +1,6 @@
 """Claims without probability: cases, comparisons with room for rounding, and a finding."""
 
+import warnings
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -36,7 +37,9 @@ class Comparison:
         """The largest measured / (bound + slack): above 1 only in violations; infinite for NaN."""
         measured, limit = self._sides()
         ratio = torch.where(measured <= 0, 0.0, measured / limit.clamp(min=0))
-        ratio = torch.where(measured <= limit, ratio.clamp(max=1), ratio.clamp(min=1).nan_to_num(torch.inf))
+        ratio = torch.where(
+            measured <= limit, ratio.clamp(max=1), ratio.clamp(min=1).nan_to_num(torch.inf, posinf=torch.inf)
+        )
         return float(ratio.max()) if ratio.numel() else 0.0
 
     def _sides(self) -> tuple[Tensor, Tensor]:
@@ -49,6 +52,13 @@ def close(law: str, found: Any, expected: Any, slack: Any) -> Comparison:
     """Both sides are the same number, up to rounding."""
     one, other = (torch.as_tensor(side, dtype=torch.float64) for side in (found, expected))
     return Comparison(law, (one - other).abs(), 0.0, slack)
+
+
+def _quietly(comparisons: Iterator[Comparison]) -> list[Comparison]:
+    """All of them, without torch's remark that some paddings cost a copy."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using padding='same' with even kernel", UserWarning)
+        return list(comparisons)
 
 
 class IdentityClaim(Claim, Generic[Case]):
@@ -75,7 +85,7 @@ class IdentityClaim(Claim, Generic[Case]):
             trials += 1
             reasons = []
             try:
-                for comparison in self.compare(subject, case):
+                for comparison in _quietly(self.compare(subject, case)):
                     laws[comparison.law] += 1
                     worst = max(worst, comparison.worst)
                     if not comparison.holds:

@@ -126,8 +126,7 @@ def audit(
     """
     if len(fresh) == 0:
         raise PointsError("An audit needs at least one fresh point.")
-    known = {row.numpy().tobytes() for row in points.detach().cpu().contiguous()}
-    shared = sum(row.numpy().tobytes() in known for row in fresh.detach().cpu().contiguous())
+    shared = shared_points(points, fresh)
     if shared == len(fresh):
         raise PointsError("Every fresh point is in S as well: an audit needs points that the method did not look at.")
     s = subject.sensitivity(model, points)
@@ -144,6 +143,17 @@ def audit(
         inactive=zero / weights,
         shared=shared,
     )
+
+
+def shared_points(points: Tensor, fresh: Tensor) -> int:
+    """How many fresh points are in S as well, bit for bit."""
+
+    def rows(x: Tensor) -> list[bytes]:
+        # As bytes: numpy has no bfloat16.
+        return [row.numpy().tobytes() for row in x.detach().cpu().contiguous().reshape(len(x), -1).view(torch.uint8)]
+
+    known = set(rows(points))
+    return sum(row in known for row in rows(fresh))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from sipp_bench.methods.protocol import Method
 from sipp_bench.points import Points
 from sipp_bench.records import to_json
 from theory_checks import network_draws, network_fresh, network_identities, vacuity, verdict_table
+from theory_checks.audit import shared_points
 from theory_checks.claims import QUICK, Effort, Finding, Verdict
 from theory_checks.claims import claims as synthetic_claims
 from theory_checks.network import Cell, Context, NotApplicable, as_tensor, check_keeps
@@ -170,8 +171,7 @@ def _with_delta(method: Method, delta: float, options: Mapping[str, Any]) -> Met
 
 def _reused(context: Context) -> int:
     """How many fresh points are in S. Raises PointsError if they all are."""
-    seen = {point.numpy().tobytes() for point in context.points.contiguous()}
-    count = sum(point.numpy().tobytes() in seen for point in context.fresh.contiguous())
+    count = shared_points(context.points, context.fresh)
     if count == len(context.fresh):
         raise PointsError(
             "All fresh points are among those that the method looks at: nothing can be said about others."

@@ -169,7 +169,8 @@ def violation_probability(draws: Any, epsilon: Any, weights: int, active: int, r
 def hardest(
     bound: Bound, delta: float, members: Sequence[tuple[int, int, float]] = WHOLE, largest: float = 1e4
 ) -> Instance:
-    """The member and the number of draws with the largest exact failure probability among those with eps(m) < 1.
+    """The member and the number of draws with the largest exact failure probability, among those with eps(m) < 1 if
+    there are any.
 
     bound: (T_R, draws, delta) -> eps(m), of which the violation is looked for; the failure probability jumps with m,
     since counts are whole numbers, so that many m are tried, from C10's m* (8/3) T L to `largest` times as many.
@@ -178,16 +179,16 @@ def hardest(
     for weights, active, rho in members:
         total = rho * weights / active
         least = 8 / 3 * total * np.log(2 / delta)
-        draws = np.unique(np.geomspace(max(least * 0.3, 1), least * largest, 4000).astype(np.int64))
+        draws = np.unique(np.geomspace(max(least * 0.3, 1), least * largest, 2000).astype(np.int64))
         epsilon = np.asarray(bound(total, draws, delta), dtype=np.float64)
         if np.isnan(epsilon).any():
             raise ArithmeticError(f"the bound is NaN for T = {total}, delta = {delta}")
-        p = np.where(epsilon < 1, violation_probability(draws, epsilon, weights, active, rho), -1.0)
-        i = int(np.argmax(p))
-        if p[i] >= 0 and (best is None or p[i] > best.probability):
-            best = Instance(weights, active, rho, int(draws[i]), delta, float(epsilon[i]), float(p[i]))
-    if best is None:
-        raise ArithmeticError(f"no bound is below 1 for delta = {delta}")
+        p = violation_probability(draws, epsilon, weights, active, rho)
+        i = int(np.lexsort((p, epsilon < 1))[-1])
+        candidate = Instance(weights, active, rho, int(draws[i]), delta, float(epsilon[i]), float(p[i]))
+        if best is None or (candidate.epsilon < 1, candidate.probability) > (best.epsilon < 1, best.probability):
+            best = candidate
+    assert best is not None
     return best
 
 

@@ -39,7 +39,7 @@ class Hybrid(drawn.DrawnClaim):
 
     def observe(self, subject: Subject, effort: Effort, level: float, seed: int) -> Outcome:
         rng = np.random.default_rng([seed, 12])
-        layer, points = drawn.graded_layer(8, 100, 10, rng)
+        layer, points = drawn.graded_layer(6, 240, 8, rng)
         seeds = max(effort.trials // 10, 50)
         runs = drawn.run_method(
             subject.fit, layer, points, KEEP, seeds, method="sipp-hybrid", delta=DELTA, first_seed=10_000 * seed
@@ -59,7 +59,6 @@ class Hybrid(drawn.DrawnClaim):
                 errors.append((block.name, claimed, error))
             elif not bool((error <= claimed + rounding.gamma(4 * len(block.s) + 16)).all()):
                 violations.append(f"{block.name}: dropped, error {error.max():.4g} above {claimed:.4g}")
-        violations += [f"no block was {name}" for name, count in branches.items() if not count]
         decisions = drawn.confirm(errors, pilot, DELTA, level, SUSPECTS)
         return Outcome(decisions, violations=violations, data={"cases": cases, "branches": branches})
 

@@ -175,7 +175,7 @@ def _method(
     subject: Subject, effort: Effort, level: float, seed: int, rng: np.random.Generator
 ) -> tuple[list[Decision], list[dict[str, Any]], list[str]]:
     """`sipp-mixture` as users run it."""
-    layer, points = drawn.graded_layer(6, 60, 8, rng)
+    layer, points = drawn.graded_layer(5, 120, 8, rng)
     seeds = max(effort.trials // 20, 50)
     runs = drawn.run_method(
         subject.fit, layer, points, KEEP, seeds, method="sipp-mixture", delta=DELTA, first_seed=10_000 * seed
@@ -193,8 +193,6 @@ def _method(
             errors.append((block.name, claimed, error))
         elif not bool((error <= claimed + rounding.gamma(4 * len(kept) + 16)).all()):
             violations.append(f"sipp-mixture, {block.name}: dropped, error {error.max():.4g} above {claimed:.4g}")
-    if not errors:
-        violations.append("sipp-mixture drew from no block")
     return drawn.confirm(errors, seeds // 3, DELTA, level, SUSPECTS), cases, violations
 
 
@@ -209,6 +207,8 @@ def _plan(block: Block, kept: Mask, factors: Array, draws: int, epsilon: float) 
             yield "weights are changed without a draw"
         if abs(epsilon - min(1.0, total)) > rounding.gamma(2 * len(s) + 16):
             yield f"bound {epsilon:.6g} of a dropped rest, not {min(1.0, total):.6g}"
+        if not _is_best(s, k, k):
+            yield f"the rest is dropped, but less than {k} kept and draws made would have a smaller bound"
         return
     if drawn.whole_counts(factors[:, ~kept], rest / total, draws)[1]:
         yield "the counts of the rest are not whole or don't add up to the draws"

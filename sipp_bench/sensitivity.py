@@ -297,7 +297,8 @@ class _Accumulator:
         active = torch.stack([self.active[:, :neurons].flatten(), self.active[:, neurons:].flatten()], 1)
         return LayerSensitivity(
             self.name,
-            self.best.clamp(max=1).reshape(self.shape),
+            # Adding 0 turns the -0.0 of inputs that are -0.0 into 0.0, by which people divide.
+            (self.best.clamp(max=1) + 0.0).reshape(self.shape),
             self.positive.reshape(self.shape),
             active,
             self.num_patches,

@@ -87,7 +87,7 @@ def run_theory(
 
 
 def write_report(run: TheoryRun, output: Path) -> Path:
-    """index.html, figures and raw data (theory.json, findings.csv, matrix.csv, power.csv) under `output`, atomically."""
+    """index.html, figures and raw data (theory.json and three CSV files) under `output`, each written atomically."""
     frames = {
         "findings": pd.DataFrame([_flat(finding) for finding in run.findings]),
         "matrix": pd.DataFrame([dataclasses.asdict(row) for row in run.matrix]),
@@ -147,7 +147,7 @@ def _matrix_figure(matrix: pd.DataFrame) -> bytes:
             table, ax=axes, cmap="cividis", vmin=0, vmax=1, linewidths=0.5, cbar_kws={"label": "detection rate"}
         )
         for row in matrix[matrix["required"]].itertuples():
-            x, y = list(table.columns).index(row.claim), list(table.index).index(row.known_bad)
+            x, y = list(table.columns).index(str(row.claim)), list(table.index).index(str(row.known_bad))
             axes.plot(x + 0.5, y + 0.5, marker="s", markersize=5, markerfacecolor="none", markeredgecolor="black")
         axes.set(xlabel="claim (square: must reject)", ylabel="known-bad subject")
         return png(figure)

@@ -61,6 +61,8 @@ def check_dropping(cell: Cell) -> Finding:
         counts.add(blocks, errors[name] > limit)
         ratios = torch.cat([ratios, (errors[name] / limit)[blocks.telling].cpu()])
     detail = f"{counts.telling} of {counts.concerned} blocks that lost weights have epsilon < 1"
+    if counts.nothing:
+        detail += f" ({counts.nothing} of them lost only weights that no point of S uses)"
     worst = float(ratios.max()) if len(ratios) else 0.0
     if len(ratios):
         detail += f"; measured / bound among them is {worst:.3g} at most, {float(ratios.median()):.3g} in the median"
@@ -164,12 +166,13 @@ def check_hybrid(cell: Cell) -> Finding:
 
 class _Counts:
     def __init__(self) -> None:
-        self.concerned = self.telling = self.violations = 0
+        self.concerned = self.telling = self.violations = self.nothing = 0
 
     def add(self, blocks: Blocks, broken: Tensor, all_tell: bool = False) -> None:
         telling = blocks.concerned if all_tell else blocks.telling
         self.concerned += int(blocks.concerned.sum())
         self.telling += int(telling.sum())
+        self.nothing += int((telling & (blocks.lost == 0)).sum())
         # r > 1 is impossible for dropping: broken counts wherever it is seen, also where epsilon is 1.
         self.violations += int((broken & blocks.concerned).sum())
 

@@ -1,7 +1,7 @@
 """Whether the bounds say anything on this network, and which of their factors is to blame."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from theory_checks.network import Cell, Context, blocks_of
 # Keep ratios are searched to 1/256, on these first.
 _STEPS = 256
 _GRID = (3, 8, 16, 26, 51, 77, 102, 128, 179, 230, 255)
+# Networks of more weights than this are tried at these alone: each takes a plan for the whole network.
+_LARGE, _COARSE = 2_000_000, (8, 26, 77, 128, 230)
 
 Row = dict[str, Any]
 
@@ -108,26 +110,28 @@ def decomposition(cell: Cell) -> list[Row]:
 
 
 def smallest_keeps(context: Context) -> dict[str, float | None]:
-    """The smallest keep ratio, to 1/256, at which any, half and all of the blocks that pruning changes have a bound
+    """The smallest keep ratio, to 1/256 (of five alone for networks of over 2 million weights), at which any, half and all of the blocks that pruning changes have a bound
     below 1; from the sensitivities alone. The share of such blocks need not rise with the keep ratio: a coarse grid
     comes first, then bisection before its first hit. None where there is no hit."""
     cache: dict[int, float] = {}
+    large = sum(layer.values.numel() for layer in context.sensitivity.values()) > _LARGE
+    grid = _COARSE if large else _GRID
 
     def share(step: int) -> float:
         if step not in cache:
             cache[step] = _telling_share(context, step / _STEPS)
         return cache[step]
 
-    return {name: _first(share, least) for name, least in (("any", 1 / 2**53), ("half", 0.5), ("all", 1.0))}
+    return {name: _first(share, least, grid) for name, least in (("any", 1 / 2**53), ("half", 0.5), ("all", 1.0))}
 
 
-def _first(share: Callable[[int], float], least: float) -> float | None:
+def _first(share: Callable[[int], float], least: float, grid: Sequence[int]) -> float | None:
     """The smallest step with at least this share, as a keep ratio."""
-    hit = next((place for place, step in enumerate(_GRID) if share(step) >= least), None)
+    hit = next((place for place, step in enumerate(grid) if share(step) >= least), None)
     if hit is None:
         return None
-    low, high = _GRID[hit - 1] if hit else 0, _GRID[hit]
-    while high - low > 1:
+    low, high = grid[hit - 1] if hit else 0, grid[hit]
+    while grid is _GRID and high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if share(middle) >= least else (middle, high)
     return high / _STEPS

@@ -93,7 +93,7 @@ def summary(report: "Report") -> list[str]:
     smallest = report.vacuity["smallest_keeps"]
     found = [f"{name} from {keep:.3g}" for name, keep in smallest.items() if keep is not None]
     sentences.append(
-        f"Blocks changed by pruning with a bound below 1, by keep ratio (to 1/256): {', '.join(found)}."
+        f"Blocks changed by pruning with a bound below 1, by keep ratio: {', '.join(found)}."
         if found
         else "At no keep ratio does any block that pruning changes have a bound below 1."
     )

@@ -110,9 +110,10 @@ def decomposition(cell: Cell) -> list[Row]:
 
 
 def smallest_keeps(context: Context) -> dict[str, float | None]:
-    """The smallest keep ratio, to 1/256 (of five alone for networks of over 2 million weights), at which any, half and all of the blocks that pruning changes have a bound
-    below 1; from the sensitivities alone. The share of such blocks need not rise with the keep ratio: a coarse grid
-    comes first, then bisection before its first hit. None where there is no hit."""
+    """The smallest keep ratio, to 1/256 (of five alone for networks of over 2 million weights), at which any, half and
+    all of the blocks that pruning changes have a bound below 1; from the sensitivities alone. The share of such blocks
+    need not rise with the keep ratio: a coarse grid comes first, then bisection before its first hit. None where there
+    is no hit."""
     cache: dict[int, float] = {}
     large = sum(layer.values.numel() for layer in context.sensitivity.values()) > _LARGE
     grid = _COARSE if large else _GRID

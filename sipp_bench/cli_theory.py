@@ -71,7 +71,9 @@ def _verify(
     synthetic: Annotated[bool, typer.Option(help="The claims' own synthetic cases as well: minutes.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to this file.")] = None,
     html_file: Annotated[Path | None, typer.Option("--html", help="Write a section of HTML to this file.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many points and fresh points.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="The first so many of both; files sorted by class are no samples.")
+    ] = None,
     image_size: Annotated[int, typer.Option(min=1, help="Height and width that images are brought to.")] = 224,
 ) -> None:
     """Try to falsify the claims on a trained network. Exit code 0 only if nothing is falsified and something was

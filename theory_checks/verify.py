@@ -106,7 +106,8 @@ def verify(
 ) -> Report:
     """Try to falsify the claims of THEORY.md on this network, pruned by this method. The network is not changed.
 
-    points: S, what the method looks at; fresh_points: others from the same source, in neither S nor the training.
+    points: S, what the method looks at; fresh_points: others from the same source, in neither S nor the training. Both
+    are taken for random samples: the first rows of data that is sorted by class are none.
     claims: such as ("C2", "C7"); default all that speak of networks. keep: one keep ratio or several. delta: failure
     probability of the sampling bounds. alpha: of the intervals that are printed (1 - alpha is their confidence); what
     falsifies is decided at `effort.level`, far stricter. draws: whole-network draw sets for claim C11 (default 20 or,

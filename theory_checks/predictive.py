@@ -116,18 +116,17 @@ def correlate(layers: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def picture(predictive: Predictive) -> bytes:
-    """A PNG: bound against error, error against accuracy, and the latter after retraining, where nothing is claimed."""
+    """A PNG: bound against error, error against accuracy, and that after retraining; each mark a row of the tables."""
     layers, cells, rho = predictive.layers, predictive.cells, predictive.correlations
     with figure_style():
-        figure = new_figure(13.2, 5.2)
-        panels = figure.subplots(1, 3)
+        panels = (figure := new_figure(13.2, 5.2)).subplots(1, 3)
         _scatter(panels[0], layers, "bound", "error_fresh", rho)
         _scatter(panels[1], cells, "error_fresh", "accuracy", rho)
         _scatter(panels[2], cells, "error_retrained", "accuracy_retrained", rho)
         titles = ("Layers: bound and error", "Networks: error and accuracy", "The same, after retraining")
         for axes, title in zip(panels, titles, strict=True):
-            axes.set(title=title, xlabel="Largest relative error on fresh points", ylabel="Accuracy, validation images")
-        panels[0].set(xlabel="Bound ε", ylabel="Largest relative error on fresh points")
+            axes.set(title=title, xlabel="Error on fresh points, mean of layers", ylabel="Accuracy, validation images")
+        panels[0].set(xlabel="Bound ε, median block", ylabel="Largest relative error on fresh points, median block")
         log_ticks(panels[0], "y", layers["error_fresh"].clip(FLOOR, CEILING))
         panels[0].autoscale(False)
         panels[0].plot([FLOOR, CEILING], [FLOOR, CEILING], color=INK, linewidth=1, zorder=1)

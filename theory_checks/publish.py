@@ -18,6 +18,7 @@ from sipp_bench.system import describe_system
 from sipp_bench.zoo import data, training
 from theory_checks.claims import QUICK, Effort, Finding, Verdict, claims
 from theory_checks.power import DetectionRow, PowerRow, detection_matrix, independent_seeds, power_curve, undetected
+from theory_checks.predictive import Predictive, picture, predictive_power
 from theory_checks.subject import REFERENCE
 from theory_checks.verdict_table import as_record
 from theory_checks.verify import Report, verify
@@ -42,6 +43,7 @@ class TheoryRun:
     matrix: Sequence[DetectionRow]
     power: Sequence[PowerRow]
     networks: Sequence[Report]
+    predictive: Predictive
     machine: dict[str, Any]
 
     @property
@@ -59,7 +61,7 @@ def run_theory(
     seeds: how often the whole set of claims is run on correct code at QUICK, counting alarms. processes: for the
     matrix; results do not depend on it.
     """
-    bar = tqdm(total=4 + len(NETWORKS), desc="theory", disable=not progress)
+    bar = tqdm(total=5 + len(NETWORKS), desc="theory", disable=not progress)
 
     def step(what: str) -> None:
         bar.set_postfix_str(what)
@@ -69,6 +71,8 @@ def run_theory(
     for network, name in NETWORKS:
         step(network)
         networks.append(_verified(network, name, seed))
+    step("predictive power")
+    predictive = predictive_power()
     step("claims")
     findings = [claim.check(REFERENCE, effort, seed) for claim in claims().values()]
     step("false alarms")
@@ -83,15 +87,18 @@ def run_theory(
     step("power curves")
     power = [row for claim in claims().values() for row in power_curve(claim, repeats=repeats, seed=seed + 3)]
     bar.close()
-    return TheoryRun(effort, findings, seeds, alarms, matrix, power, networks, describe_system())
+    return TheoryRun(effort, findings, seeds, alarms, matrix, power, networks, predictive, describe_system())
 
 
 def write_report(run: TheoryRun, output: Path) -> Path:
-    """index.html, figures and raw data (theory.json and three CSV files) under `output`, each written atomically."""
+    """index.html, figures and raw data (theory.json and CSV files) under `output`, each written atomically."""
     frames = {
         "findings": pd.DataFrame([_flat(finding) for finding in run.findings]),
         "matrix": pd.DataFrame([dataclasses.asdict(row) for row in run.matrix]),
         "power": pd.DataFrame([dataclasses.asdict(row) for row in run.power]),
+        "predictive-layers": run.predictive.layers,
+        "predictive-cells": run.predictive.cells,
+        "predictive-correlations": run.predictive.correlations,
     }
     for name, frame in frames.items():
         write_atomically(output / "data" / f"{name}.csv", frame.to_csv(index=False))
@@ -105,6 +112,7 @@ def write_report(run: TheoryRun, output: Path) -> Path:
     write_atomically(output / "data" / "theory.json", json.dumps(raw, indent=1, sort_keys=True))
     write_atomically(output / "figures" / "matrix.png", _matrix_figure(frames["matrix"]))
     write_atomically(output / "figures" / "power.png", _power_figure(frames["power"]))
+    write_atomically(output / "figures" / "predictive.png", picture(run.predictive))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("theory_checks"), autoescape=True, undefined=jinja2.StrictUndefined
     )

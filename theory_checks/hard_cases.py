@@ -243,7 +243,9 @@ def search(
         counts = rng.multinomial(draws, q / max(q.sum(), 1), size=pilot)
         factors = np.divide(counts, draws * q, out=np.zeros(counts.shape), where=q > 0)
         error = np.abs(factors @ block.rows.T - 1)
-        score = np.quantile(error, 1 - delta, axis=0) / float(bound(block.total, np.array([draws]), delta)[0])
+        score = np.quantile(error, 1 - delta, axis=0, method="higher") / float(
+            bound(block.total, np.array([draws]), delta)[0]
+        )
         found.append(Suspect(block, draws, int(score.argmax()), float(score.max())))
     return sorted(found, key=lambda suspect: suspect.score, reverse=True)[:keep]
 

@@ -33,7 +33,7 @@ class Bernstein(drawn.DrawnClaim):
     drawn by the subject, and (4) so are random blocks, the hardest of a pilot search with fresh seeds.
 
     Power: the inequality is not tight. Shrunk by 0.99 or 0.9 it is still true in every case known; it is false from
-    0.67 on at delta = 0.1, from 0.78 at 0.01 and 0.86 at 1e-4. `data["exact"]` has the failure probabilities. A bound
+    0.67 on at delta = 0.1, from 0.78 at 0.01 and 0.87 at 1e-4. `data["exact"]` has the failure probabilities. A bound
     of max(T - 1, 1) or more can't fail, and one of 1 or more says nothing; neither counts as a pass (`data["cases"]`).
     """
 

@@ -92,7 +92,9 @@ class Mixture(drawn.DrawnClaim):
 def _formula(subject: Subject) -> list[str]:
     rest, draws, delta = (
         a.ravel()
-        for a in np.meshgrid([0.01, 0.7, 2.0, 2.5, 80.0], [1, 3, 40, 10_000], [0.5, 0.1, 1e-4, 1e-9], indexing="ij")
+        for a in np.meshgrid(
+            [0.01, 0.7, 1.4, 2.0, 2.5, 80.0], [1, 3, 40, 10_000], [0.5, 0.1, 1e-4, 1e-9], indexing="ij"
+        )
     )
     epsilon = subject.mixture_epsilon(rest, draws, delta)
     good = drawn.inverts(epsilon, draws, drawn.mixture_variance(rest), rest, delta, roundings=2)
@@ -215,9 +217,7 @@ def _plan(block: Block, kept: Mask, factors: Array, draws: int, epsilon: float) 
     v = float(drawn.mixture_variance(total))
     if not drawn.inverts(epsilon, draws, v, total, DELTA, roundings=4 * len(s) + 16):
         yield "bound is not C13's"
-    # The share m was whole; draws are rounded so that the expected weights are within one of m - k.
-    drawn_weights = int(np.floor(drawn.expected_distinct(rest / total, draws)))
-    if not any(_is_best(s, k, k + more) for more in (drawn_weights - 1, drawn_weights, drawn_weights + 1) if more > 0):
+    if not any(_is_best(s, k, k + distinct) for distinct in drawn.asked(rest / total, draws)):
         yield f"another k than {k} has a smaller bound"
 
 

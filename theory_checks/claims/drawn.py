@@ -189,6 +189,17 @@ def expected_distinct(q: Array, draws: int) -> float:
     return float((1 - (1 - q) ** draws).sum())
 
 
+def asked(q: Array, draws: int) -> set[int]:
+    """The whole numbers of distinct weights that these draws can have been made for.
+
+    Draws are solved for and then rounded down or up by one, which moves what is expected by less than one weight; the
+    equation itself is solved to 1e-9 relative.
+    """
+    distinct = expected_distinct(q, draws)
+    slack = 1e-8 * max(distinct, 1)
+    return {max(math.floor(distinct - slack), 1), math.ceil(distinct + slack)}
+
+
 def confirm(
     errors: Sequence[tuple[str, float, Array]], pilot: int, delta: float, level: float, keep: int
 ) -> list[Decision]:
@@ -199,7 +210,7 @@ def confirm(
     """
     rows = []
     for name, bound, error in errors:
-        scores = np.quantile(error[:pilot], 1 - delta, axis=0) / bound
+        scores = np.quantile(error[:pilot], 1 - delta, axis=0, method="higher") / bound
         counted = error[pilot:]
         failed = (~(counted <= bound + hard_cases.ROUNDING * (1 + bound))).sum(0)
         rows += [(float(s), name, int(f), len(counted)) for s, f in zip(scores, failed, strict=True)]
@@ -211,7 +222,7 @@ def confirm(
 def graded_layer(neurons: int, inputs: int, points: int, rng: np.random.Generator) -> tuple[nn.Linear, Tensor]:
     """A layer whose neurons go from even weights, where drawing pays, to heavy tails, where dropping does."""
     layer = nn.Linear(inputs, neurons, bias=False, dtype=torch.float64)
-    scale = np.linspace(0, 2.5, neurons)[:, None]
+    scale = np.linspace(0, 2, neurons)[:, None]
     w = np.exp(scale * rng.normal(size=(neurons, inputs))) * rng.choice([-1, 1], (neurons, inputs))
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(w))

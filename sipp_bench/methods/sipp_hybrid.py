@@ -10,7 +10,7 @@ from torch import Tensor
 from sipp_bench.bounds import bernstein_epsilon
 from sipp_bench.methods.sampling import by_block
 from sipp_bench.methods.sipp import Plan, SamplingMethod, SippObservation, ranks
-from sipp_bench.methods.splits import keep_all_live, split_for_draws, split_for_dropping
+from sipp_bench.methods.splits import better_split
 from sipp_bench.sensitivity import block_sums
 
 
@@ -27,15 +27,10 @@ class SippHybrid(SamplingMethod):
 
     def plan(self, observation: SippObservation, weights: Mapping[str, Tensor], budget: int) -> Plan:
         """The better split, and in each block the better branch."""
-        if (everything := keep_all_live(observation, weights, budget)) is not None:
-            return everything
         delta = self.split_delta(observation)
-        splits = (
-            split_for_dropping(observation, weights, budget),
-            split_for_draws(observation, budget, delta),
+        return better_split(
+            observation, weights, budget, delta, lambda shares: self._branches(observation, weights, shares, delta)
         )
-        candidates = [self._branches(observation, weights, shares, delta) for shares in splits]
-        return min(candidates, key=lambda candidate: candidate[0])[1]
 
     @staticmethod
     def _branches(

@@ -1,6 +1,6 @@
 """Splitting a budget of kept weights over the blocks, for the methods that draw (claims C3 and C5)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -37,6 +37,23 @@ def split_for_dropping(observation: SippObservation, weights: Mapping[str, Tenso
     """Claim C3 over all blocks: kept weights (neurons, 2)."""
     masks = keep_top(observation, weights, budget)
     return {name: block_sums(mask, observation.rows(name)[1]).long() for name, mask in masks.items()}
+
+
+def better_split(
+    observation: SippObservation,
+    weights: Mapping[str, Tensor],
+    budget: int,
+    delta: float,
+    carry_out: Callable[[Mapping[str, Tensor]], tuple[float, Plan]],
+) -> Plan:
+    """The plan of smaller cost among those for the split of claim C3 and that of claim C5; both depend on s alone.
+
+    carry_out: from a split to its weighted sum of bounds and its plan.
+    """
+    if (everything := keep_all_live(observation, weights, budget)) is not None:
+        return everything
+    splits = (split_for_dropping(observation, weights, budget), split_for_draws(observation, budget, delta))
+    return min(map(carry_out, splits), key=lambda candidate: candidate[0])[1]
 
 
 def keep_all_live(observation: SippObservation, weights: Mapping[str, Tensor], budget: int) -> Plan | None:

@@ -1,7 +1,7 @@
 """Whether the checks can fail: power curves against shrunk bounds, and every claim against every known-bad subject."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -49,14 +49,28 @@ class DetectionRow:
         return clopper_pearson(self.rejected, self.repeats)
 
 
+def false_alarms(effort: Effort, seeds: int, seed: int = 0, processes: int = 1) -> list[str]:
+    """Every claim on the reference with `seeds` independent seeds: those that falsify it, which is a false alarm."""
+    work = [(effort, s) for s in independent_seeds(seeds, seed)]
+    return [alarm for alarms in spread(_alarms, work, processes) for alarm in alarms]
+
+
+def power_curves(repeats: int, seed: int = 0, processes: int = 1) -> list[PowerRow]:
+    """`power_curve` of every claim at QUICK."""
+    work = [(number, repeats, seed) for number in claims()]
+    return [row for rows in spread(_power, work, processes) for row in rows]
+
+
 def power_curve(
     claim: Claim, shrinks: Sequence[float] = SHRINKS, repeats: int = 10, effort: Effort = QUICK, seed: int = 0
 ) -> list[PowerRow]:
     """Detection rate of bounds shrunk by each factor; the same seeds for each, so that curves are comparable."""
     rows = []
+    seeds = independent_seeds(repeats, seed)
+    affected = "shrink" in pieces_read(claim, effort, seeds[0])
     for shrink in shrinks:
         subject = replace(REFERENCE, name=f"bounds times {shrink:g}", shrink=shrink)
-        rejected = sum(_rejects(claim, subject, effort, s) for s in independent_seeds(repeats, seed))
+        rejected = sum(_rejects(claim, subject, effort, s) for s in seeds) if affected else 0
         rows.append(PowerRow(claim.number, shrink, rejected, repeats))
     return rows
 
@@ -80,14 +94,7 @@ def detection_matrix(
     names = [name for name in KNOWN_BAD if known_bads is None or name in set(known_bads)]
     seeds = independent_seeds(repeats, seed)
     work = [(number, names, effort, s) for number, s in itertools.product(chosen, seeds)]
-    if processes == 1:
-        found = [_row_of_matrix(*item) for item in work]
-    else:
-        # Not forked: torch's threads do not survive that.
-        with ProcessPoolExecutor(
-            processes, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
-            found = list(pool.map(_row_of_matrix, *zip(*work, strict=True)))
+    found = spread(_row_of_matrix, work, processes)
     rejected = dict.fromkeys(itertools.product(chosen, names), 0)
     for (number, *_), result in zip(work, found, strict=True):
         for name in result:
@@ -114,9 +121,26 @@ def undetected(rows: Sequence[DetectionRow]) -> list[str]:
     return found
 
 
+def spread(function: Callable[..., Any], work: Sequence[tuple[Any, ...]], processes: int) -> list[Any]:
+    """function(*item) for each item, in the order of `work`, over several processes; results do not depend on those."""
+    if processes == 1:
+        return [function(*item) for item in work]
+    # Not forked: torch's threads do not survive that.
+    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(function, *zip(*work, strict=True)))
+
+
 def independent_seeds(count: int, seed: int) -> list[int]:
     """Seeds for `count` checks, none of which shares randomness with another."""
     return [int(s) for s in np.random.SeedSequence(seed).generate_state(count)]
+
+
+def _alarms(effort: Effort, seed: int) -> list[str]:
+    return [f"{number}, seed {seed}" for number, claim in claims().items() if _rejects(claim, REFERENCE, effort, seed)]
+
+
+def _power(number: str, repeats: int, seed: int) -> list[PowerRow]:
+    return power_curve(claims()[number], repeats=repeats, seed=seed)
 
 
 def _row_of_matrix(number: str, names: Sequence[str], effort: Effort, seed: int) -> list[str]:

@@ -17,7 +17,7 @@ from sipp_bench.report.style import figure_style, new_figure, png
 from sipp_bench.system import describe_system
 from sipp_bench.zoo import data, training
 from theory_checks.claims import QUICK, Effort, Finding, Verdict, claims
-from theory_checks.power import DetectionRow, PowerRow, detection_matrix, independent_seeds, power_curve, undetected
+from theory_checks.power import DetectionRow, PowerRow, detection_matrix, false_alarms, power_curves, undetected
 from theory_checks.predictive import Predictive, picture, predictive_power
 from theory_checks.subject import REFERENCE
 from theory_checks.verdict_table import as_record
@@ -59,7 +59,7 @@ def run_theory(
     """Check everything; all randomness from `seed`. repeats: of each cell of the matrix and each point of a curve.
 
     seeds: how often the whole set of claims is run on correct code at QUICK, counting alarms. processes: for the
-    matrix; results do not depend on it.
+    seeds, the matrix and the curves; results do not depend on it.
     """
     bar = tqdm(total=5 + len(NETWORKS), desc="theory", disable=not progress)
 
@@ -76,16 +76,11 @@ def run_theory(
     step("claims")
     findings = [claim.check(REFERENCE, effort, seed) for claim in claims().values()]
     step("false alarms")
-    alarms = [
-        f"{number}, seed {s}"
-        for s in independent_seeds(seeds, seed + 1)
-        for number, claim in claims().items()
-        if claim.check(REFERENCE, QUICK, s).verdict is Verdict.FALSIFIED
-    ]
+    alarms = false_alarms(QUICK, seeds, seed + 1, processes)
     step("known-bad subjects")
     matrix = detection_matrix(QUICK, repeats, seed + 2, processes=processes)
     step("power curves")
-    power = [row for claim in claims().values() for row in power_curve(claim, repeats=repeats, seed=seed + 3)]
+    power = power_curves(repeats, seed + 3, processes)
     bar.close()
     return TheoryRun(effort, findings, seeds, alarms, matrix, power, networks, predictive, describe_system())
 

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.backends import nnpack
+
+from sipp_bench.patches import Windows
 
 
 def block_magnitudes(weight: Tensor, groups: int) -> Tensor:
@@ -29,6 +32,38 @@ def activation_signs(patches: Tensor) -> Iterator[Tensor]:
         yield (-patches).clamp(min=0)
 
 
+def window_sums(windows: Windows, magnitudes: Tensor) -> Tensor:
+    """Z of every patch of non-negative `windows`: (samples, groups, 2 * M, positions), samples * positions patches.
+
+    magnitudes: (groups, 2 * M, n), of windows' dtype. On a CPU a convolution is computed as one, for both signs of
+    the weights in one call; on a GPU as a product with the unfolded patches, since fast convolution algorithms there
+    (Winograd, FFT) would leave rounding noise where Z is 0.
+    """
+    x, geometry = windows.x, windows.geometry
+    groups = magnitudes.shape[0]
+    if geometry is not None and x.device.type == "cpu" and x.dtype == torch.float32:
+        z = geometry.convolve(x, magnitudes.reshape(-1, *windows.weight_shape[1:]))
+        return z.reshape(x.shape[0], groups, magnitudes.shape[1], -1)
+    columns = x if geometry is None else windows.unfold().transpose(1, 2)
+    return torch.bmm(magnitudes, columns)[None]
+
+
+def reciprocals(z: Tensor) -> Tensor:
+    """1 / z, 0 where z is 0: from (samples, groups, 2 * M, positions) to (groups, patches, 2 * M)."""
+    r = torch.where(z > 0, 1 / z, 0.0).clamp(max=torch.finfo(z.dtype).max)
+    return r.permute(1, 0, 3, 2).reshape(z.shape[1], -1, z.shape[2])
+
+
+def survey(z: Tensor, active: Tensor) -> tuple[float, float]:
+    """Smallest positive and largest number of z (samples, groups, 2 * M, positions); the largest float without any.
+
+    Adds to `active` (groups, 2 * M), int64, how many of a block's sums are positive.
+    """
+    live = z > 0
+    active += live.sum((0, 3))
+    return float(torch.where(live, z, torch.finfo(z.dtype).max).amin()), float(z.amax())
+
+
 def quadrant_sums(a: Tensor, magnitudes: Tensor) -> Tensor:
     """Z of every block and patch, for one activation sign: (groups, P, 2 * M)."""
     return torch.bmm(a, magnitudes.transpose(1, 2))
@@ -36,15 +71,15 @@ def quadrant_sums(a: Tensor, magnitudes: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Matrix products of float32 in float32: neither TF32, nor bfloat16 passes, nor autocast."""
+    """Products of float32 in float32: neither TF32, nor bfloat16 passes, nor autocast, nor NNPACK's Winograd."""
     # By backend: torch.get_float32_matmul_precision refuses to answer where a user has set these by backend.
-    mkldnn = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # torch adds it at run time
-    backends = (torch.backends.cuda.matmul, mkldnn)
+    mkldnn = torch.backends.mkldnn
+    backends = (torch.backends.cuda.matmul, mkldnn.matmul, mkldnn.conv)  # type: ignore[attr-defined]  # added late
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:
             backend.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False), torch.no_grad():
+        with torch.autocast(device.type, enabled=False), torch.no_grad(), nnpack.flags(enabled=False):
             yield
     finally:
         for backend, precision in zip(backends, before, strict=True):

@@ -2,6 +2,7 @@
 
 import copy
 import fnmatch
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -12,15 +13,16 @@ from tqdm.auto import tqdm
 
 from sipp_bench import maxtimes
 from sipp_bench.errors import ModelError, OptionError
-from sipp_bench.patches import patch_chunks
+from sipp_bench.patches import Windows, windows
 from sipp_bench.points import Points, batch_length, call_model, iterate_batches, model_device
-from sipp_bench.quadrants import activation_signs, block_magnitudes, full_precision, quadrant_sums
+from sipp_bench.quadrants import block_magnitudes, full_precision, reciprocals, window_sums
 from sipp_bench.tracing import Call, check_parameters, tracing, unmeasured
 
 PatchReduction = Literal["max", "mean"]
 
-# Numbers in one chunk of patches and their sums: 64 MiB of float32.
-_CHUNK = 1 << 24
+# Numbers in one chunk of patches and their sums: 64 MiB of float32, or 4 MiB where only the sums are ever stored, so
+# that they stay in the cache.
+_CHUNK, _CACHED_CHUNK = 1 << 24, 1 << 20
 # Where float32 is safe: inside, no product that matters to a sum under- or overflows (see `_needs_double`).
 _SMALLEST_SUM, _LARGEST_SUM, _SMALLEST_PRODUCT, _LARGEST_QUOTIENT = 1e-25, 1e25, 1e-37, 1e37
 
@@ -118,6 +120,7 @@ def measure_sensitivity(
     patch_reduction: PatchReduction = "max",
     batch_size: int = 64,
     device: torch.device | str | None = None,
+    backend: maxtimes.Backend | None = None,
     progress: bool = False,
 ) -> Sensitivity:
     """Empirical sensitivity of every Linear and ConvNd weight of `model` over `points` (THEORY section 1).
@@ -127,7 +130,8 @@ def measure_sensitivity(
     points: Tensor (N, ...), a Dataset or a DataLoader (labels ignored). layers: names or glob patterns of parameters
     or modules; default all. patch_reduction: "max" (the definition) or, for convolutions, "mean" over the patches of
     a point before the maximum over points (the authors' choice, THEORY section 6; claim C2 then speaks of patch
-    averages only). device: where the work is done; default the model's device; the model itself is not moved.
+    averages only). device: where the work is done; default the model's device; the model itself is not moved. backend: of the
+    max-times product (`sipp_bench.maxtimes`); default what SIPP_BENCH_BACKEND says, else the fastest there is.
     The network runs in eval mode without gradients and is afterwards as it was. Memory: chunks of 64 MiB beside the
     network's own. float32 networks give values within 1e-5 relative of a float64 computation on the same inputs;
     where float32 would under- or overflow, the chunk is computed in float64. Half precisions are computed in float32.
@@ -137,6 +141,7 @@ def measure_sensitivity(
     """
     if patch_reduction not in get_args(PatchReduction):
         raise OptionError(f"patch_reduction is 'max' or 'mean', not {patch_reduction!r}.")
+    maxtimes.requested(backend)
     check_parameters(model)
     target = model_device(model) if device is None else torch.device(device)
     if target != model_device(model):
@@ -148,7 +153,7 @@ def measure_sensitivity(
         if call.name in wanted:
             if call.name not in accumulators:
                 parameter = dict(model.named_parameters())[call.name]
-                accumulators[call.name] = _Accumulator(call.name, parameter.detach(), call.groups, patch_reduction)
+                accumulators[call.name] = _Accumulator(call.name, parameter.detach(), call.groups, patch_reduction, backend)
             accumulators[call.name].add(call)
 
     num_points = 0
@@ -209,6 +214,19 @@ def _scaled(rows: Tensor) -> Tensor:
     return (rows * first).mul_(second)
 
 
+def _largest_mean(chunk: Windows, z: Tensor, samples: int, positive: Tensor) -> Tensor:
+    """max over points of the mean over their patches of a / Z: (groups, M, n), as batched products."""
+    a, r = chunk.unfold(), reciprocals(z)
+    groups, _, n = a.shape
+    a, r = (t.reshape(groups, samples, -1, t.shape[2]) for t in (a, r))
+    best = torch.zeros_like(positive, dtype=a.dtype)
+    size = max(1, _CHUNK // max(groups * r.shape[3] * n, 1))
+    for k in range(0, samples, size):
+        means = (r[:, k : k + size].transpose(2, 3) @ a[:, k : k + size]).amax(1) / a.shape[2]
+        torch.maximum(best, torch.where(positive, *means.chunk(2, dim=1)), out=best)
+    return best
+
+
 class _Accumulator:
     """Running maximum of g / |w| for one weight, over calls, chunks and activation signs.
 
@@ -216,8 +234,14 @@ class _Accumulator:
     C1), and it keeps the sums of nearly dead neurons inside float32's range.
     """
 
-    def __init__(self, name: str, weight: Tensor, groups: int, reduction: PatchReduction) -> None:
+    def __init__(
+        self, name: str, weight: Tensor, groups: int, reduction: PatchReduction, backend: str | None
+    ) -> None:
         self.name = name
+        self.backend = backend
+        chosen = maxtimes.choose(weight.device, torch.float32, backend)
+        self.unfolded = chosen in ("torch", "reference")
+        self.limit = _CHUNK if self.unfolded or weight.device.type != "cpu" else _CACHED_CHUNK
         self.shape = weight.shape
         self.reduction = reduction
         self.dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
@@ -230,75 +254,104 @@ class _Accumulator:
             magnitudes = magnitudes.double()
         self.magnitudes = _scaled(magnitudes)
         self.positive = (weight > 0).reshape(groups, neurons, -1)
-        self.best = torch.zeros_like(self.positive, dtype=self.dtype)
+        self.quotients: Tensor | None = None
+        self.best: Tensor | None = None
         self.active = torch.zeros(groups, 2 * neurons, dtype=torch.int64, device=weight.device)
         self.num_patches = 0
 
     def add(self, call: Call) -> None:
         """Fold in one application of (some rows of) the weight."""
-        if not bool(torch.isfinite(call.input).all()):
+        if not all(math.isfinite(float(end)) for end in torch.aminmax(call.input)):
             raise ModelError(
                 f"The input of layer {call.name!r} holds NaN or infinity on these points: look at the layers before it."
             )
         self.num_patches += call.count_patches()
         average = self.reduction == "mean" and call.geometry is not None
-        limit = 1 if average else _CHUNK  # the mean goes point by point
-        with full_precision(call.input.device):
-            for patches in patch_chunks(call.input.to(self.dtype), call.weight, call.geometry, limit):
-                for a in activation_signs(patches):
-                    self._fold(a, call.rows, average)
-
-    def _fold(self, a: Tensor, rows: slice, average: bool) -> None:
-        neurons = self.positive.shape[1]
         # Rows of a part of the weight occur for Linear only, where there is one group.
-        part = rows if self.positive.shape[0] == 1 else slice(None)
-        magnitudes = torch.cat([self.magnitudes[:, :neurons][:, part], self.magnitudes[:, neurons:][:, part]], 1)
-        z = quadrant_sums(a.to(magnitudes.dtype), magnitudes)
-        if z.dtype == torch.float64 or self._needs_double(a, z):
-            # Neither does s change when a patch is scaled, so that float64's own denormals are no trouble.
-            a = _scaled(a.double())
-            z = quadrant_sums(a, magnitudes.double())
-        half = z.shape[2] // 2
-        count = (z > 0).sum(1)
-        self.active[:, :neurons][:, part] += count[:, :half]
-        self.active[:, neurons:][:, part] += count[:, half:]
-        r = torch.where(z > 0, 1 / z, 0.0).clamp(max=torch.finfo(z.dtype).max)
-        positive = self.positive[:, part]
-        best = self.best[:, part]
-        if average:
-            plus, minus = (torch.bmm(x.transpose(1, 2), a) / a.shape[1] for x in (r[..., :half], r[..., half:]))
-            found = torch.where(positive, plus, minus)
-        else:
-            found = torch.zeros_like(best, dtype=a.dtype)
-            maxtimes.max_product(a, r[..., :half], r[..., half:], positive, found)
-        # Multiplied while still in the wider dtype: a / Z alone may be outside float32's range.
-        signed = torch.where(positive, magnitudes[:, :half], magnitudes[:, half:])
-        torch.maximum(best, (found * signed).to(self.dtype), out=best)
+        part = call.rows if self.positive.shape[0] == 1 else slice(None)
+        with full_precision(call.input.device):
+            x = call.input.to(self.dtype)
+            for chunk in windows(x, call.weight, call.geometry, self.limit, unfolded=self.unfolded or average):
+                samples = chunk.x.shape[0]
+                for one_sign in chunk.signs():
+                    self._fold(one_sign, samples, part, average)
 
-    def _needs_double(self, a: Tensor, z: Tensor) -> bool:
-        """Whether float32 could under- or overflow in this chunk.
+    def _fold(self, chunk: Windows, samples: int, part: slice, average: bool) -> None:
+        neurons = self.positive.shape[1]
+        magnitudes, positive = self.magnitudes, self.positive[:, part]
+        if positive.shape[1] < neurons:
+            magnitudes = torch.cat([magnitudes[:, :neurons][:, part], magnitudes[:, neurons:][:, part]], 1)
+        active = torch.zeros(magnitudes.shape[:2], dtype=torch.int64, device=magnitudes.device)
+        double = magnitudes.dtype == torch.float64
+        if not double:
+            z = window_sums(chunk, magnitudes)
+            smallest, largest = maxtimes.survey(z, active, self.backend)
+            double = self._needs_double(chunk.x, smallest, largest, int(active.sum()) == z.numel())
+        if double:
+            # Neither does s change when a patch is scaled, so that float64's own denormals are no trouble.
+            chunk = Windows(_scaled(chunk.unfold().double()).transpose(1, 2).contiguous())
+            z = window_sums(chunk, magnitudes.double())
+            maxtimes.survey(z, active.zero_(), self.backend)
+        half = positive.shape[1]
+        self.active[:, :neurons][:, part] += active[:, :half]
+        self.active[:, neurons:][:, part] += active[:, half:]
+        if average:
+            found = _largest_mean(chunk, z, samples, positive)
+        elif double:
+            found = torch.zeros_like(positive, dtype=torch.float64)
+            maxtimes.max_product(chunk, z, positive, found, self.backend)
+        else:
+            maxtimes.max_product(chunk, z, positive, self._quotients()[:, part], self.backend)
+            return
+        if double:
+            # Multiplied while still in the wider dtype: a / Z alone may be outside float32's range.
+            signed = torch.where(positive, magnitudes[:, :half], magnitudes[:, half:])
+            found, best = (found * signed).to(self.dtype), self._best()[:, part]
+        else:
+            best = self._quotients()[:, part]
+        torch.maximum(best, found, out=best)
+
+    def _quotients(self) -> Tensor:
+        """Running maximum of a / Z, from chunks whose numbers float32 holds."""
+        if self.quotients is None:
+            self.quotients = torch.zeros_like(self.positive, dtype=self.dtype)
+        return self.quotients
+
+    def _best(self) -> Tensor:
+        """Running maximum of |w| a / Z, from the other chunks."""
+        if self.best is None:
+            self.best = torch.zeros_like(self.positive, dtype=self.dtype)
+        return self.best
+
+    def _needs_double(self, x: Tensor, smallest: float, largest: float, all_live: bool) -> bool:
+        """Whether float32 could under- or overflow in this chunk, with sums between these.
 
         Sums within [1e-25, 1e25] are safe, since each block's largest weight is about 1. A sum of 0 is exact unless
         the smallest weight times the smallest activation is too small for float32.
         """
-        live = z > 0
-        smallest = float(torch.where(live, z, 1.0).amin())
-        if smallest < _SMALLEST_SUM or not float(z.amax()) < _LARGEST_SUM:
+        if smallest < _SMALLEST_SUM or not largest < _LARGEST_SUM:
             return True
-        if float(a.amax()) / smallest > _LARGEST_QUOTIENT:
+        if largest > 0 and float(x.amax()) / smallest > _LARGEST_QUOTIENT:
             return True
-        if bool(live.all()):
+        if all_live:
             return False
-        return self.smallest_weight * float(torch.where(a > 0, a, 1.0).amin()) < _SMALLEST_PRODUCT
+        return self.smallest_weight * float(torch.where(x > 0, x, 1.0).amin()) < _SMALLEST_PRODUCT
 
     def result(self) -> LayerSensitivity:
         """Sensitivities in the shape of the weight; rounding above 1 is cut off (claim C1)."""
         neurons = self.positive.shape[1]
         active = torch.stack([self.active[:, :neurons].flatten(), self.active[:, neurons:].flatten()], 1)
+        values = self.best
+        if self.quotients is not None:
+            magnitudes = torch.where(self.positive, self.magnitudes[:, :neurons], self.magnitudes[:, neurons:])
+            found = magnitudes.to(self.dtype).mul_(self.quotients)
+            values = found if values is None else torch.maximum(values, found)
+        if values is None:  # no activation was ever different from 0
+            values = torch.zeros_like(self.positive, dtype=self.dtype)
         return LayerSensitivity(
             self.name,
             # Adding 0 turns the -0.0 of inputs that are -0.0 into 0.0, by which people divide.
-            (self.best.clamp(max=1) + 0.0).reshape(self.shape),
+            (values.clamp(max=1) + 0.0).reshape(self.shape),
             self.positive.reshape(self.shape),
             active,
             self.num_patches,

@@ -3,17 +3,27 @@
 import torch
 from torch import Tensor
 
+from sipp_bench.patches import Windows
+from sipp_bench.quadrants import reciprocals
+
 # Numbers in one accumulator. On a CPU the accumulator and its buffer must fit the second-level cache, and be large
 # enough to hide the cost of a call; on a GPU only the latter counts.
 _TILE = {"cpu": 1 << 17, "cuda": 1 << 24}
 
 
-def max_product(a: Tensor, r_plus: Tensor, r_minus: Tensor, positive: Tensor, out: Tensor) -> None:
-    """See `sipp_bench.maxtimes`. Extra memory: three tiles.
+def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Always there."""
+    return None
+
+
+def max_product(windows: Windows, z: Tensor, positive: Tensor, out: Tensor) -> None:
+    """See `sipp_bench.maxtimes`. Extra memory: the unfolded patches, 1 / z and three tiles.
 
     Both signs are computed and blended once at the end: a `where` in the inner loop costs more than it saves. Patches
     are folded side by side into `depth` accumulators, so that a small weight fills a tile too.
     """
+    a, r = windows.unfold(), reciprocals(z)
+    r_plus, r_minus = r.chunk(2, dim=2)
     groups, num_patches, n = a.shape
     tile = _TILE.get(a.device.type, 1 << 20)
     rows = max(1, min(out.shape[1], tile // max(groups * n, 1)))

@@ -3,8 +3,18 @@
 import torch
 from torch import Tensor
 
+from sipp_bench.patches import Windows
+from sipp_bench.quadrants import reciprocals
 
-def max_product(a: Tensor, r_plus: Tensor, r_minus: Tensor, positive: Tensor, out: Tensor) -> None:
-    """See `sipp_bench.maxtimes`. Memory: groups * P * M * n numbers."""
-    r = torch.where(positive[:, None], r_plus[..., None], r_minus[..., None])
-    torch.maximum(out, (a[:, :, None, :] * r).amax(1), out=out)
+
+def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Always there."""
+    return None
+
+
+def max_product(windows: Windows, z: Tensor, positive: Tensor, out: Tensor) -> None:
+    """See `sipp_bench.maxtimes`. Any device and dtype. Memory: groups * P * M * n numbers."""
+    a, r = windows.unfold(), reciprocals(z)
+    plus, minus = r.chunk(2, dim=2)
+    chosen = torch.where(positive[:, None], plus[..., None], minus[..., None])
+    torch.maximum(out, (a[:, :, None, :] * chosen).amax(1), out=out)

@@ -84,8 +84,9 @@ def _kernel() -> Any:
             at = (p // spatial).to(tl.int64) * sample_stride + (p % spatial) * position_stride
             z_plus = tl.load(plus + at, mask=i < neurons, other=0.0)
             z_minus = tl.load(minus + at, mask=i < neurons, other=0.0)
-            r_plus = tl.where(z_plus > 0, 1.0 / z_plus, 0.0)
-            r_minus = tl.where(z_minus > 0, 1.0 / z_minus, 0.0)
+            # 1 / infinity is the 0 that a sum of 0 counts for.
+            r_plus = 1.0 / tl.where(z_plus > 0, z_plus, float("inf"))
+            r_minus = 1.0 / tl.where(z_minus > 0, z_minus, float("inf"))
             best = tl.maximum(best, a[None, :] * tl.where(sign, r_plus[:, None], r_minus[:, None]))
         tl.atomic_max(out + places, best.to(tl.int32, bitcast=True), mask=inside)
 

@@ -20,7 +20,11 @@ def block_magnitudes(weight: Tensor, groups: int) -> Tensor:
     weight: (groups * M, ...), any float dtype.
     """
     rows = weight.reshape(groups, weight.shape[0] // groups, -1)
-    return torch.cat([rows.clamp(min=0), (-rows).clamp(min=0)], 1)
+    neurons = rows.shape[1]
+    magnitudes = rows.new_empty(groups, 2 * neurons, rows.shape[2])
+    torch.clamp(rows, min=0, out=magnitudes[:, :neurons])
+    torch.neg(rows, out=magnitudes[:, neurons:]).clamp_(min=0)
+    return magnitudes
 
 
 def activation_signs(patches: Tensor) -> Iterator[Tensor]:

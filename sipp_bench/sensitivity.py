@@ -204,14 +204,18 @@ def _matching(model: nn.Module, layers: Sequence[str] | str | None) -> set[str]:
     return chosen
 
 
-def _scaled(rows: Tensor) -> Tensor:
-    """Each row of non-negative numbers (last dimension) times the power of two that brings its largest into [1, 2)."""
+def _scale_(rows: Tensor) -> Tensor:
+    """Each row of non-negative numbers (last dimension) times the power of two that brings its largest into [1, 2).
+
+    In place: memory that is touched for the first time costs more than the arithmetic.
+    """
     largest = rows.amax(-1, keepdim=True)
     exponents = 1 - torch.frexp(largest)[1]
     # In two steps: 2**exponent alone can overflow for denormal numbers.
     halves = (exponents // 2, exponents - exponents // 2)
-    first, second = (torch.ldexp(torch.ones_like(largest), half) for half in halves)
-    return (rows * first).mul_(second)
+    for half in halves if bool((exponents.abs() > 100).any()) else (exponents,):
+        rows.mul_(torch.ldexp(torch.ones_like(largest), half))
+    return rows
 
 
 def _largest_mean(chunk: Windows, z: Tensor, samples: int, positive: Tensor) -> Tensor:
@@ -246,14 +250,15 @@ class _Accumulator:
         self.reduction = reduction
         self.dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         neurons = weight.shape[0] // groups
-        magnitudes = block_magnitudes(weight.to(self.dtype), groups)
-        spans = torch.where(magnitudes > 0, magnitudes, torch.inf).amin(2).double() / magnitudes.amax(2).double()
-        self.smallest_weight = float(spans.min())
-        # A weight with a block that spans more than float32's normal range is measured in float64.
-        if self.smallest_weight < torch.finfo(torch.float32).tiny:
-            magnitudes = magnitudes.double()
-        self.magnitudes = _scaled(magnitudes)
         self.positive = (weight > 0).reshape(groups, neurons, -1)
+        self.magnitudes = _scale_(block_magnitudes(weight.to(self.dtype), groups))
+        count = torch.zeros(self.magnitudes.shape[:2], dtype=torch.int64, device=weight.device)
+        self.smallest_weight, _ = maxtimes.survey(self.magnitudes[None], count, backend)
+        # A weight with a block that spans more than float32's normal range is measured in float64.
+        normal = torch.finfo(torch.float32).tiny
+        if self.smallest_weight < normal or int(count.sum()) < int(torch.count_nonzero(weight)):
+            self.magnitudes = _scale_(block_magnitudes(weight.double(), groups))
+            self.smallest_weight = 0.0
         self.quotients: Tensor | None = None
         self.best: Tensor | None = None
         self.active = torch.zeros(groups, 2 * neurons, dtype=torch.int64, device=weight.device)
@@ -289,7 +294,7 @@ class _Accumulator:
             double = self._needs_double(chunk.x, smallest, largest, int(active.sum()) == z.numel())
         if double:
             # Neither does s change when a patch is scaled, so that float64's own denormals are no trouble.
-            chunk = Windows(_scaled(chunk.unfold().double()).transpose(1, 2).contiguous())
+            chunk = Windows(_scale_(chunk.unfold().double()).transpose(1, 2).contiguous())
             z = window_sums(chunk, magnitudes.double())
             maxtimes.survey(z, active.zero_(), self.backend)
         half = positive.shape[1]
@@ -338,20 +343,20 @@ class _Accumulator:
         return self.smallest_weight * float(torch.where(x > 0, x, 1.0).amin()) < _SMALLEST_PRODUCT
 
     def result(self) -> LayerSensitivity:
-        """Sensitivities in the shape of the weight; rounding above 1 is cut off (claim C1)."""
+        """Sensitivities in the shape of the weight; rounding above 1 is cut off (claim C1). Ends the accumulation."""
         neurons = self.positive.shape[1]
         active = torch.stack([self.active[:, :neurons].flatten(), self.active[:, neurons:].flatten()], 1)
         values = self.best
         if self.quotients is not None:
-            magnitudes = torch.where(self.positive, self.magnitudes[:, :neurons], self.magnitudes[:, neurons:])
-            found = magnitudes.to(self.dtype).mul_(self.quotients)
+            # One of the two is 0, so that their sum is |w|. In place: nothing of this is needed again.
+            found = self.quotients.mul_(self.magnitudes[:, :neurons].add_(self.magnitudes[:, neurons:]))
             values = found if values is None else torch.maximum(values, found)
         if values is None:  # no activation was ever different from 0
             values = torch.zeros_like(self.positive, dtype=self.dtype)
         return LayerSensitivity(
             self.name,
             # Adding 0 turns the -0.0 of inputs that are -0.0 into 0.0, by which people divide.
-            (values.clamp(max=1) + 0.0).reshape(self.shape),
+            values.clamp_(max=1).add_(0.0).reshape(self.shape),
             self.positive.reshape(self.shape),
             active,
             self.num_patches,

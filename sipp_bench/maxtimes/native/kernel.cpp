@@ -32,7 +32,6 @@ constexpr int ROWS = 8;                     // neurons of a tile
 constexpr int64_t PATCHES = 512;            // of a tile: 8 neurons, two signs: 32 KiB
 constexpr int64_t COLUMNS = 64;             // packed at once: 128 KiB
 constexpr int64_t RECIPROCALS = 1 << 18;    // of one block of patches, all neurons: 1 MiB, unless 512 patches are more
-constexpr int64_t ROUND = LANES * ROWS;     // patches are padded with zeros to a multiple of this
 
 typedef float Vector __attribute__((vector_size(LANES * 4)));
 
@@ -77,13 +76,19 @@ inline void tile(const float* column, const float* const* rows, int64_t patches,
     row[c] = rows[c];
     for (int u = 0; u < UNROLL; u++) sums[u][c] = Vector{};
   }
-  for (int64_t p = 0; p < patches; p += LANES * UNROLL) {
+  int64_t p = 0;
+  for (; p + LANES * UNROLL <= patches; p += LANES * UNROLL) {
 #pragma GCC unroll 8
     for (int u = 0; u < UNROLL; u++) {
       const Vector a = load(column + p + u * LANES);
 #pragma GCC unroll 8
       for (int c = 0; c < C; c++) sums[u][c] = larger(sums[u][c], load(row[c] + p + u * LANES) * a);
     }
+  }
+  for (; p < patches; p += LANES) {
+    const Vector a = load(column + p);
+#pragma GCC unroll 8
+    for (int c = 0; c < C; c++) sums[0][c] = larger(sums[0][c], load(row[c] + p) * a);
   }
   Vector all[ROWS] = {};
   for (int c = 0; c < C; c++) {
@@ -134,7 +139,8 @@ void invert(const Problem& q, int64_t channel, int64_t first, int64_t count, int
   }
 }
 
-int64_t rounded(int64_t patches) { return (patches + ROUND - 1) / ROUND * ROUND; }
+// Patches are padded with zeros to whole vectors.
+int64_t rounded(int64_t patches) { return (patches + LANES - 1) / LANES * LANES; }
 
 // Columns first .. first + columns of one group against every neuron of it, over one block of patches.
 void columns_of_group(const Problem& q, int64_t group, int64_t column, int64_t columns, int64_t first, int64_t count,

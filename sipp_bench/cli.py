@@ -175,6 +175,23 @@ def list_names(
         typer.echo("\n".join(f"{indent}{entry}" for entry in listers[name]()))
 
 
+@app.command(epilog="Example: sipp-bench info")
+def info() -> None:
+    """Show the machine, the versions, and which backend of the max-times product would be used, and why."""
+    import torch
+
+    from sipp_bench import maxtimes
+    from sipp_bench.system import describe_system
+
+    system = describe_system()
+    for group in ("machine", "versions"):
+        typer.echo(f"{group}:")
+        typer.echo("\n".join(f"  {name}: {value}" for name, value in system[group].items()))
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        typer.echo(f"max-times backends on {device} ({maxtimes.VARIABLE}={maxtimes.requested(None)}):")
+        typer.echo("\n".join(f"  {name}: {state}" for name, state in maxtimes.describe(torch.device(device))))
+
+
 cli_theory.register(app)
 
 

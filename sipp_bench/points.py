@@ -1,5 +1,6 @@
 """Points in whatever form the user has them, out as batches on one device."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -109,6 +110,13 @@ def _separate(batch: Any, device: torch.device) -> tuple[Inputs, Tensor | None]:
 
 def _check_finite(inputs: Inputs, before: int) -> None:
     for tensor in [inputs] if isinstance(inputs, Tensor) else inputs.values():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not all_finite(tensor):
             bad = (~torch.isfinite(tensor)).reshape(len(tensor), -1).any(1).nonzero()[0].item()
             raise PointsError(f"Point {before + int(bad)} holds NaN or infinity: remove or repair it.")
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no number of it is NaN or infinite: one pass without memory, since NaN is both its ends."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return all(math.isfinite(float(end)) for end in torch.aminmax(tensor.detach()))

@@ -2,7 +2,6 @@
 
 import copy
 import fnmatch
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -14,7 +13,7 @@ from tqdm.auto import tqdm
 from sipp_bench import maxtimes
 from sipp_bench.errors import ModelError, OptionError
 from sipp_bench.patches import Windows, windows
-from sipp_bench.points import Points, batch_length, call_model, iterate_batches, model_device
+from sipp_bench.points import Points, all_finite, batch_length, call_model, iterate_batches, model_device
 from sipp_bench.quadrants import block_magnitudes, full_precision, reciprocals, window_sums
 from sipp_bench.tracing import Call, check_parameters, tracing, unmeasured
 
@@ -130,8 +129,8 @@ def measure_sensitivity(
     points: Tensor (N, ...), a Dataset or a DataLoader (labels ignored). layers: names or glob patterns of parameters
     or modules; default all. patch_reduction: "max" (the definition) or, for convolutions, "mean" over the patches of
     a point before the maximum over points (the authors' choice, THEORY section 6; claim C2 then speaks of patch
-    averages only). device: where the work is done; default the model's device; the model itself is not moved. backend: of the
-    max-times product (`sipp_bench.maxtimes`); default what SIPP_BENCH_BACKEND says, else the fastest there is.
+    averages only). device: where the work is done; default the model's device; the model itself is not moved.
+    backend: of the max-times product (`sipp_bench.maxtimes`); default what SIPP_BENCH_BACKEND says, else the fastest.
     The network runs in eval mode without gradients and is afterwards as it was. Memory: chunks of 64 MiB beside the
     network's own. float32 networks give values within 1e-5 relative of a float64 computation on the same inputs;
     where float32 would under- or overflow, the chunk is computed in float64. Half precisions are computed in float32.
@@ -153,7 +152,9 @@ def measure_sensitivity(
         if call.name in wanted:
             if call.name not in accumulators:
                 parameter = dict(model.named_parameters())[call.name]
-                accumulators[call.name] = _Accumulator(call.name, parameter.detach(), call.groups, patch_reduction, backend)
+                accumulators[call.name] = _Accumulator(
+                    call.name, parameter.detach(), call.groups, patch_reduction, backend
+                )
             accumulators[call.name].add(call)
 
     num_points = 0
@@ -227,7 +228,8 @@ def _largest_mean(chunk: Windows, z: Tensor, samples: int, positive: Tensor) -> 
     size = max(1, _CHUNK // max(groups * r.shape[3] * n, 1))
     for k in range(0, samples, size):
         means = (r[:, k : k + size].transpose(2, 3) @ a[:, k : k + size]).amax(1) / a.shape[2]
-        torch.maximum(best, torch.where(positive, *means.chunk(2, dim=1)), out=best)
+        plus, minus = means.chunk(2, dim=1)
+        torch.maximum(best, torch.where(positive, plus, minus), out=best)
     return best
 
 
@@ -238,9 +240,7 @@ class _Accumulator:
     C1), and it keeps the sums of nearly dead neurons inside float32's range.
     """
 
-    def __init__(
-        self, name: str, weight: Tensor, groups: int, reduction: PatchReduction, backend: str | None
-    ) -> None:
+    def __init__(self, name: str, weight: Tensor, groups: int, reduction: PatchReduction, backend: str | None) -> None:
         self.name = name
         self.backend = backend
         chosen = maxtimes.choose(weight.device, torch.float32, backend)
@@ -266,7 +266,7 @@ class _Accumulator:
 
     def add(self, call: Call) -> None:
         """Fold in one application of (some rows of) the weight."""
-        if not all(math.isfinite(float(end)) for end in torch.aminmax(call.input)):
+        if not all_finite(call.input):
             raise ModelError(
                 f"The input of layer {call.name!r} holds NaN or infinity on these points: look at the layers before it."
             )

@@ -7,7 +7,6 @@ into its four linear maps around an attention whose own projections are the iden
 
 import contextlib
 import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from sipp_bench.errors import ModelError
 from sipp_bench.patches import ConvGeometry
+from sipp_bench.points import all_finite
 
 _CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -172,9 +172,7 @@ def check_parameters(model: nn.Module) -> None:
             raise ModelError(f"Parameter {name!r} is not initialised: run the network once on a point first.")
         if parameter.is_meta:
             raise ModelError(f"Parameter {name!r} is on the meta device, without numbers: load a checkpoint first.")
-        # One pass, and no memory: NaN is both the smallest and the largest number of what holds it.
-        ends = torch.aminmax(parameter.detach()) if parameter.is_floating_point() and parameter.numel() else ()
-        if not all(math.isfinite(float(end)) for end in ends):
+        if not all_finite(parameter):
             raise ModelError(f"Parameter {name!r} holds NaN or infinity: repair or reload the network first.")
 
 

@@ -54,7 +54,7 @@ def prune(points: object, output: object, *more: object, model: str = "tests.tes
     return call("prune", "--model", model, "--points", points, "--keep", 0.4, "-o", output, *more)
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["report"], ["prune"], ["list"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["report"], ["prune"], ["list"], ["info"]])
 def test_help_ends_with_an_example(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*command, "--help") == 0
     example = capsys.readouterr().out.rpartition("Example:")[2].split()
@@ -79,6 +79,16 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.split() == sb.list_methods()
     assert call("list") == 0
     assert {"methods:", "sipp-det", "lenet-5", "mnist-digits", "quick"} <= set(capsys.readouterr().out.split())
+
+
+def test_info_says_which_backend_and_why(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIPP_BENCH_BACKEND", "torch")
+    assert call("info") == 0
+    shown = capsys.readouterr().out
+    assert "cores: " in shown
+    assert "max-times backends on cpu (SIPP_BENCH_BACKEND=torch):" in shown
+    assert "  torch: chosen\n" in shown
+    assert "  reference: available\n" in shown
 
 
 def test_prune_own_network(points: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

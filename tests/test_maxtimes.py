@@ -191,7 +191,7 @@ def test_names_are_chosen_by_argument_then_by_the_environment(monkeypatch: pytes
     assert maxtimes.choose(CPU, torch.float32) == ("native" if NO_NATIVE is None else "torch")
     assert maxtimes.choose(CPU, torch.float64) == "torch"
     monkeypatch.setenv(maxtimes.VARIABLE, "nativ")
-    with pytest.raises(OptionError, match="SIPP_BENCH_BACKEND is one of auto, .*not 'nativ'"):
+    with pytest.raises(OptionError, match=r"SIPP_BENCH_BACKEND is one of auto, .*not 'nativ'"):
         measure_sensitivity(nn.Linear(2, 2), torch.ones(1, 2))
     with pytest.raises(OptionError, match="backend is one of"):
         measure_sensitivity(nn.Linear(2, 2), torch.ones(1, 2), backend="gpu")  # type: ignore[arg-type]
@@ -200,7 +200,7 @@ def test_names_are_chosen_by_argument_then_by_the_environment(monkeypatch: pytes
 def test_without_the_library_everything_works_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "_library", lambda: "it was not built.")
     assert maxtimes.choose(CPU, torch.float32) == "torch"
-    assert dict(maxtimes.describe(CPU))["native"] == "it was not built."
+    assert dict(maxtimes.describe(CPU))["native"] == "not available: it was not built."
     assert len(measure_sensitivity(nn.Linear(2, 2), torch.ones(1, 2))) == 1
     with pytest.raises(OptionError, match="'native' can't be used for cpu here: it was not built"):
         measure_sensitivity(nn.Linear(2, 2), torch.ones(1, 2), backend="native")

@@ -80,12 +80,12 @@ def module(name: str) -> ModuleType:
 
 
 def describe(device: torch.device) -> list[tuple[str, str]]:
-    """Every backend with "chosen", "available" or the reason why it isn't, on this device, for float32."""
+    """Every backend with "chosen", "available", or "not available" and why, on this device, for float32."""
     chosen = choose(device, torch.float32)
     lines = []
     for name in _MODULES:
         why = module(name).unavailable(device, torch.float32)
-        detail = getattr(module(name), "detail", lambda: "")()
-        state = why or ("chosen" if name == chosen else "available")
+        detail = "" if why else getattr(module(name), "detail", lambda: "")()
+        state = "not available: " + why if why else "chosen" if name == chosen else "available"
         lines.append((name, f"{state} ({detail})" if detail and not why else state))
     return lines

@@ -128,7 +128,9 @@ def _library() -> ctypes.CDLL | str:
         except metadata.PackageNotFoundError:
             return "the package is not installed, so that its C++ library was never built."
     if not path.exists():
-        return "it was not built when the package was installed: install GCC 12 or Clang, then install the package anew."
+        return (
+            "it was not built when the package was installed: install GCC 12 or Clang, then install the package anew."
+        )
     try:
         library = ctypes.CDLL(str(path))
         version = library.sipp_version()

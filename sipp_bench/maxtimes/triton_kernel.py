@@ -63,7 +63,7 @@ def _kernel() -> Any:
     import triton.language as tl
 
     @triton.jit  # type: ignore[untyped-decorator]
-    def fold(
+    def fold(  # type: ignore[no-untyped-def]  # Triton gives annotations a meaning of its own
         x, patches, columns, z, positive, out,
         num_patches, size, parts, neurons, n, group_stride,
         spatial, sample_stride, z_group_stride, channel_stride, position_stride,

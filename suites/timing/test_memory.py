@@ -1,0 +1,55 @@
+"""Peak memory of the pass beside that of a forward; bytes, not seconds, under the same harness."""
+
+import subprocess
+import sys
+
+import pytest
+from networks import NETWORKS, Pair
+
+PROGRAM = """
+import sys, torch
+from networks import network
+from sipp_bench import measure_sensitivity
+
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+torch.set_num_threads(1)
+model, points = network(sys.argv[1], torch.device("cpu"))
+with torch.no_grad():
+    model(points[:1])
+    open("/proc/self/clear_refs", "w").write("5")
+    before = peak()
+    measure_sensitivity(model, points, batch_size=len(points)) if sys.argv[2] == "pass" else model(points)
+weights = sum(p.numel() * p.element_size() for p in model.parameters())
+print((peak() - before) * 1024, weights)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_peak_memory(name: str, pair: Pair, request: pytest.FixtureRequest) -> None:
+    found: dict[str, list[int]] = {"pass": [], "forward": []}
+
+    def run(what: str) -> None:
+        result = subprocess.run(
+            [sys.executable, "-c", PROGRAM, name, what],
+            capture_output=True, text=True, check=True, cwd=request.path.parent,
+        )  # fmt: skip
+        extra, weights = map(int, result.stdout.split())
+        # A forward's peak is its network and its activations.
+        found[what].append(extra + (weights if what == "forward" else 0))
+
+    import torch
+
+    pair(
+        lambda: run("pass"), lambda: run("forward"), torch.device("cpu"), 1,
+        table="memory", row=name, column="cpu", peak_bytes=found,
+    )  # fmt: skip
+    benchmark = request.getfixturevalue("benchmark")
+    low = sorted(p / f for p, f in zip(found["pass"], found["forward"], strict=True))
+    benchmark.extra_info.update(
+        table="extra peak memory of the pass / peak of a forward, network included",
+        ratio_quartiles=[low[0], low[len(low) // 2], low[-1]],
+    )

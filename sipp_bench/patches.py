@@ -65,9 +65,13 @@ class ConvGeometry:
 
     def count_patches(self, x: Tensor, weight: Tensor) -> int:
         """Output positions over all samples of x."""
-        pads = self._pads(tuple(weight.shape[2:]))
-        spatial = [size + pads[-2 - 2 * i] + pads[-1 - 2 * i] for i, size in enumerate(x.shape[2:])]
-        return int(x.shape[0]) * math.prod(self.positions(tuple(spatial), tuple(weight.shape[2:])))
+        kernel = tuple(weight.shape[2:])
+        return int(x.shape[0]) * math.prod(self.positions(self.padded(tuple(x.shape[2:]), kernel), kernel))
+
+    def padded(self, spatial: tuple[int, ...], kernel: tuple[int, ...]) -> tuple[int, ...]:
+        """The sizes of an input with its padding."""
+        pads = self._pads(kernel)
+        return tuple(size + pads[-2 - 2 * i] + pads[-1 - 2 * i] for i, size in enumerate(spatial))
 
     def positions(self, padded: tuple[int, ...], kernel: tuple[int, ...]) -> tuple[int, ...]:
         """Output positions along each dimension of a padded input."""
@@ -135,13 +139,13 @@ class Windows:
             return _column_layout(*self.x.shape)
         return _window_layout(tuple(self.x.shape), self.weight_shape, self.geometry)
 
-    def signs(self) -> Iterator["Windows"]:
-        """Patches of (a)_+ and of (a)_-; a sign that no activation has is left out: its sums are all 0."""
+    def signs(self) -> Iterator[tuple[int, "Windows"]]:
+        """tau and the patches of (a)_tau, for tau = 1 and -1; one that no activation has is left out: its Z are 0."""
         lowest, highest = (float(end) for end in torch.aminmax(self.x)) if self.x.numel() else (0.0, 0.0)
         if highest > 0:
-            yield replace(self, x=self.x.clamp(min=0)) if lowest < 0 else self
+            yield 1, replace(self, x=self.x.clamp(min=0)) if lowest < 0 else self
         if lowest < 0:
-            yield replace(self, x=(-self.x).clamp_(min=0))
+            yield -1, replace(self, x=(-self.x).clamp_(min=0))
 
 
 def windows(

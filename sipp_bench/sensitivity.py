@@ -11,19 +11,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from sipp_bench import maxtimes
+from sipp_bench.accumulator import Accumulator
 from sipp_bench.errors import ModelError, OptionError
-from sipp_bench.patches import Windows, windows
-from sipp_bench.points import Points, all_finite, batch_length, call_model, iterate_batches, model_device
-from sipp_bench.quadrants import block_magnitudes, full_precision, reciprocals, window_sums
+from sipp_bench.points import Points, batch_length, call_model, iterate_batches, model_device
 from sipp_bench.tracing import Call, check_parameters, tracing, unmeasured
 
 PatchReduction = Literal["max", "mean"]
-
-# Numbers in one chunk of patches and their sums: 64 MiB of float32, or 4 MiB where only the sums are ever stored, so
-# that they stay in the cache.
-_CHUNK, _CACHED_CHUNK = 1 << 24, 1 << 20
-# Where float32 is safe: inside, no product that matters to a sum under- or overflows (see `_needs_double`).
-_SMALLEST_SUM, _LARGEST_SUM, _SMALLEST_PRODUCT, _LARGEST_QUOTIENT = 1e-25, 1e25, 1e-37, 1e37
 
 
 @dataclass(frozen=True)
@@ -120,6 +113,7 @@ def measure_sensitivity(
     batch_size: int = 64,
     device: torch.device | str | None = None,
     backend: maxtimes.Backend | None = None,
+    derive_outputs: bool = False,
     progress: bool = False,
 ) -> Sensitivity:
     """Empirical sensitivity of every Linear and ConvNd weight of `model` over `points` (THEORY section 1).
@@ -131,6 +125,9 @@ def measure_sensitivity(
     a point before the maximum over points (the authors' choice, THEORY section 6; claim C2 then speaks of patch
     averages only). device: where the work is done; default the model's device; the model itself is not moved.
     backend: of the max-times product (`sipp_bench.maxtimes`); default what SIPP_BENCH_BACKEND says, else the fastest.
+    derive_outputs: take each layer's output from its sums, y = Z^{++} - Z^{-+} - Z^{+-} + Z^{--} + b, instead of
+    running the layer once more: less work, but later layers see inputs rounded differently, so that s may move by
+    some 1e-4 relative. By default the network's own outputs stay what they are, to the last bit.
     The network runs in eval mode without gradients and is afterwards as it was. Memory: chunks of 64 MiB beside the
     network's own. float32 networks give values within 1e-5 relative of a float64 computation on the same inputs;
     where float32 would under- or overflow, the chunk is computed in float64. Half precisions are computed in float32.
@@ -146,26 +143,34 @@ def measure_sensitivity(
     if target != model_device(model):
         model = copy.deepcopy(model).to(target)
     wanted = _matching(model, layers)
-    accumulators: dict[str, _Accumulator] = {}
+    accumulators: dict[str, Accumulator] = {}
+    asked: list[Call] = []
+
+    def accumulate(call: Call, derive: bool = False) -> Tensor | None:
+        if call.name not in wanted:
+            return None
+        if call.name not in accumulators:
+            parameter = dict(model.named_parameters())[call.name]
+            accumulators[call.name] = Accumulator(call.name, parameter.detach(), call.groups, patch_reduction, backend)
+        return accumulators[call.name].add(call, derive)
 
     def observe(call: Call, output: Tensor) -> None:
-        if call.name in wanted:
-            if call.name not in accumulators:
-                parameter = dict(model.named_parameters())[call.name]
-                accumulators[call.name] = _Accumulator(
-                    call.name, parameter.detach(), call.groups, patch_reduction, backend
-                )
-            accumulators[call.name].add(call)
+        if not (asked and asked[-1] is call):
+            accumulate(call)
+
+    def derive(call: Call) -> Tensor | None:
+        asked[:] = [call]
+        return accumulate(call, derive=True)
 
     num_points = 0
-    with torch.no_grad(), tracing(model, observe) as trace:
+    with torch.no_grad(), tracing(model, observe, derive if derive_outputs else None) as trace:
         batches = iterate_batches(points, batch_size, target)
         for inputs, _ in tqdm(batches, desc="sensitivity", unit="batch", disable=not progress):
             call_model(model, inputs)
             num_points += batch_length(inputs)
     skipped = {name: why for name, why in unmeasured(model, trace).items() if layers is None or name in wanted}
     measured = {
-        name: accumulators[name].result()
+        name: LayerSensitivity(name, *accumulators[name].result())
         for name, _ in model.named_parameters()
         if name in accumulators and name not in trace.embedded
     }
@@ -203,161 +208,3 @@ def _matching(model: nn.Module, layers: Sequence[str] | str | None) -> set[str]:
             raise OptionError(f"No layer of the network matches {pattern!r}. Its weights are: {', '.join(names)}.")
         chosen |= hits
     return chosen
-
-
-def _scale_(rows: Tensor) -> Tensor:
-    """Each row of non-negative numbers (last dimension) times the power of two that brings its largest into [1, 2).
-
-    In place: memory that is touched for the first time costs more than the arithmetic.
-    """
-    largest = rows.amax(-1, keepdim=True)
-    exponents = 1 - torch.frexp(largest)[1]
-    # In two steps: 2**exponent alone can overflow for denormal numbers.
-    halves = (exponents // 2, exponents - exponents // 2)
-    for half in halves if bool((exponents.abs() > 100).any()) else (exponents,):
-        rows.mul_(torch.ldexp(torch.ones_like(largest), half))
-    return rows
-
-
-def _largest_mean(chunk: Windows, z: Tensor, samples: int, positive: Tensor) -> Tensor:
-    """max over points of the mean over their patches of a / Z: (groups, M, n), as batched products."""
-    a, r = chunk.unfold(), reciprocals(z)
-    groups, _, n = a.shape
-    a, r = (t.reshape(groups, samples, -1, t.shape[2]) for t in (a, r))
-    best = torch.zeros_like(positive, dtype=a.dtype)
-    size = max(1, _CHUNK // max(groups * r.shape[3] * n, 1))
-    for k in range(0, samples, size):
-        means = (r[:, k : k + size].transpose(2, 3) @ a[:, k : k + size]).amax(1) / a.shape[2]
-        plus, minus = means.chunk(2, dim=1)
-        torch.maximum(best, torch.where(positive, plus, minus), out=best)
-    return best
-
-
-class _Accumulator:
-    """Running maximum of g / |w| for one weight, over calls, chunks and activation signs.
-
-    Each block's weights are scaled by a power of two: exact, since s does not change when a block is scaled (claim
-    C1), and it keeps the sums of nearly dead neurons inside float32's range.
-    """
-
-    def __init__(self, name: str, weight: Tensor, groups: int, reduction: PatchReduction, backend: str | None) -> None:
-        self.name = name
-        self.backend = backend
-        chosen = maxtimes.choose(weight.device, torch.float32, backend)
-        self.unfolded = chosen in ("torch", "reference")
-        self.limit = _CHUNK if self.unfolded or weight.device.type != "cpu" else _CACHED_CHUNK
-        self.shape = weight.shape
-        self.reduction = reduction
-        self.dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        neurons = weight.shape[0] // groups
-        self.positive = (weight > 0).reshape(groups, neurons, -1)
-        self.magnitudes = _scale_(block_magnitudes(weight.to(self.dtype), groups))
-        count = torch.zeros(self.magnitudes.shape[:2], dtype=torch.int64, device=weight.device)
-        self.smallest_weight, _ = maxtimes.survey(self.magnitudes[None], count, backend)
-        # A weight with a block that spans more than float32's normal range is measured in float64.
-        normal = torch.finfo(torch.float32).tiny
-        if self.smallest_weight < normal or int(count.sum()) < int(torch.count_nonzero(weight)):
-            self.magnitudes = _scale_(block_magnitudes(weight.double(), groups))
-            self.smallest_weight = 0.0
-        self.quotients: Tensor | None = None
-        self.best: Tensor | None = None
-        self.active = torch.zeros(groups, 2 * neurons, dtype=torch.int64, device=weight.device)
-        self.num_patches = 0
-
-    def add(self, call: Call) -> None:
-        """Fold in one application of (some rows of) the weight."""
-        if not all_finite(call.input):
-            raise ModelError(
-                f"The input of layer {call.name!r} holds NaN or infinity on these points: look at the layers before it."
-            )
-        self.num_patches += call.count_patches()
-        average = self.reduction == "mean" and call.geometry is not None
-        # Rows of a part of the weight occur for Linear only, where there is one group.
-        part = call.rows if self.positive.shape[0] == 1 else slice(None)
-        with full_precision(call.input.device):
-            x = call.input.to(self.dtype)
-            for chunk in windows(x, call.weight, call.geometry, self.limit, unfolded=self.unfolded or average):
-                samples = chunk.x.shape[0]
-                for one_sign in chunk.signs():
-                    self._fold(one_sign, samples, part, average)
-
-    def _fold(self, chunk: Windows, samples: int, part: slice, average: bool) -> None:
-        neurons = self.positive.shape[1]
-        magnitudes, positive = self.magnitudes, self.positive[:, part]
-        if positive.shape[1] < neurons:
-            magnitudes = torch.cat([magnitudes[:, :neurons][:, part], magnitudes[:, neurons:][:, part]], 1)
-        active = torch.zeros(magnitudes.shape[:2], dtype=torch.int64, device=magnitudes.device)
-        double = magnitudes.dtype == torch.float64
-        if not double:
-            z = window_sums(chunk, magnitudes)
-            smallest, largest = maxtimes.survey(z, active, self.backend)
-            double = self._needs_double(chunk.x, smallest, largest, int(active.sum()) == z.numel())
-        if double:
-            # Neither does s change when a patch is scaled, so that float64's own denormals are no trouble.
-            chunk = Windows(_scale_(chunk.unfold().double()).transpose(1, 2).contiguous())
-            z = window_sums(chunk, magnitudes.double())
-            maxtimes.survey(z, active.zero_(), self.backend)
-        half = positive.shape[1]
-        self.active[:, :neurons][:, part] += active[:, :half]
-        self.active[:, neurons:][:, part] += active[:, half:]
-        if average:
-            found = _largest_mean(chunk, z, samples, positive)
-        elif double:
-            found = torch.zeros_like(positive, dtype=torch.float64)
-            maxtimes.max_product(chunk, z, positive, found, self.backend)
-        else:
-            maxtimes.max_product(chunk, z, positive, self._quotients()[:, part], self.backend)
-            return
-        if double:
-            # Multiplied while still in the wider dtype: a / Z alone may be outside float32's range.
-            signed = torch.where(positive, magnitudes[:, :half], magnitudes[:, half:])
-            found, best = (found * signed).to(self.dtype), self._best()[:, part]
-        else:
-            best = self._quotients()[:, part]
-        torch.maximum(best, found, out=best)
-
-    def _quotients(self) -> Tensor:
-        """Running maximum of a / Z, from chunks whose numbers float32 holds."""
-        if self.quotients is None:
-            self.quotients = torch.zeros_like(self.positive, dtype=self.dtype)
-        return self.quotients
-
-    def _best(self) -> Tensor:
-        """Running maximum of |w| a / Z, from the other chunks."""
-        if self.best is None:
-            self.best = torch.zeros_like(self.positive, dtype=self.dtype)
-        return self.best
-
-    def _needs_double(self, x: Tensor, smallest: float, largest: float, all_live: bool) -> bool:
-        """Whether float32 could under- or overflow in this chunk, with sums between these.
-
-        Sums within [1e-25, 1e25] are safe, since each block's largest weight is about 1. A sum of 0 is exact unless
-        the smallest weight times the smallest activation is too small for float32.
-        """
-        if smallest < _SMALLEST_SUM or not largest < _LARGEST_SUM:
-            return True
-        if largest > 0 and float(x.amax()) / smallest > _LARGEST_QUOTIENT:
-            return True
-        if all_live:
-            return False
-        return self.smallest_weight * float(torch.where(x > 0, x, 1.0).amin()) < _SMALLEST_PRODUCT
-
-    def result(self) -> LayerSensitivity:
-        """Sensitivities in the shape of the weight; rounding above 1 is cut off (claim C1). Ends the accumulation."""
-        neurons = self.positive.shape[1]
-        active = torch.stack([self.active[:, :neurons].flatten(), self.active[:, neurons:].flatten()], 1)
-        values = self.best
-        if self.quotients is not None:
-            # One of the two is 0, so that their sum is |w|. In place: nothing of this is needed again.
-            found = self.quotients.mul_(self.magnitudes[:, :neurons].add_(self.magnitudes[:, neurons:]))
-            values = found if values is None else torch.maximum(values, found)
-        if values is None:  # no activation was ever different from 0
-            values = torch.zeros_like(self.positive, dtype=self.dtype)
-        return LayerSensitivity(
-            self.name,
-            # Adding 0 turns the -0.0 of inputs that are -0.0 into 0.0, by which people divide.
-            values.clamp_(max=1).add_(0.0).reshape(self.shape),
-            self.positive.reshape(self.shape),
-            active,
-            self.num_patches,
-        )

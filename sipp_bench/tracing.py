@@ -45,6 +45,14 @@ class Call:
         """Groups of a convolution; 1 for a Linear."""
         return self.geometry.groups if self.geometry else 1
 
+    def shaped(self, output: Tensor) -> Tensor:
+        """(samples, M, positions) in the shape of the layer's output."""
+        if self.geometry is None:
+            return output.movedim(1, 2).reshape(*self.input.shape[:-1], -1)
+        padded = self.geometry.padded(tuple(self.input.shape[2:]), tuple(self.weight.shape[2:]))
+        shaped: Tensor = output.unflatten(2, self.geometry.positions(padded, tuple(self.weight.shape[2:])))
+        return shaped
+
     def count_patches(self) -> int:
         """Patches of this call, all points together."""
         if self.geometry is None:
@@ -54,6 +62,8 @@ class Call:
 
 # Receives each call with its output; what it returns, if anything, replaces the output in the running network.
 Observer = Callable[[Call, Tensor], Tensor | None]
+# Receives a call before it is made; returns its output without the bias, or None to let the network compute it.
+Derive = Callable[[Call], Tensor | None]
 
 
 @dataclass
@@ -65,11 +75,12 @@ class Trace:
 
 
 class _Tracer(TorchFunctionMode):
-    def __init__(self, names: Mapping[int, str], observe: Observer, trace: Trace) -> None:
+    def __init__(self, names: Mapping[int, str], observe: Observer, trace: Trace, derive: Derive | None) -> None:
         super().__init__()
         self.names = names
         self.observe = observe
         self.trace = trace
+        self.derive = derive
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -89,28 +100,37 @@ class _Tracer(TorchFunctionMode):
 
     def _apply(self, func: Any, **arguments: Any) -> Tensor:
         """Run one linear map as the network asked for it, and report it when its weight is a parameter."""
-        output: Tensor = func(**arguments)
         x, weight = arguments["input"], arguments["weight"]
         if id(weight) not in self.names:
+            output: Tensor = func(**arguments)
             return output
         geometry = None
         if func in _CONVOLUTIONS:
             geometry = ConvGeometry.from_arguments(_CONVOLUTIONS[func], arguments)
             if x.ndim == geometry.dimensions + 1:
                 x = x.unsqueeze(0)
-        return self._report(weight, slice(0, weight.shape[0]), x, geometry, output)
+        call = self._call(weight, slice(0, weight.shape[0]), x, geometry)
+        if self.derive is not None and x.ndim == arguments["input"].ndim:
+            derived = self.derive(call)
+            if derived is not None:
+                bias = arguments.get("bias")
+                return derived if bias is None else derived + bias.reshape(-1, *[1] * (weight.ndim - 2))
+        return self._observed(call, func(**arguments))
 
-    def _report(self, weight: Tensor, rows: slice, x: Tensor, geometry: ConvGeometry | None, output: Tensor) -> Tensor:
+    def _call(self, weight: Tensor, rows: slice, x: Tensor, geometry: ConvGeometry | None) -> Call:
         name = self.names[id(weight)]
         self.trace.applied.add(name)
-        replacement = self.observe(Call(name, weight.detach()[rows], rows, x.detach(), geometry), output)
+        return Call(name, weight.detach()[rows], rows, x.detach(), geometry)
+
+    def _observed(self, call: Call, output: Tensor) -> Tensor:
+        replacement = self.observe(call, output)
         return output if replacement is None else replacement
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, rows: slice | None = None) -> Tensor:
         """One of attention's projections, by the given rows of its weight."""
         rows = rows or slice(0, weight.shape[0])
         output = F.linear(x, weight[rows], None if bias is None else bias[rows])
-        return self._report(weight, rows, x, None, output) if id(weight) in self.names else output
+        return self._observed(self._call(weight, rows, x, None), output) if id(weight) in self.names else output
 
     def _attention(self, func: Any, bound: inspect.BoundArguments) -> Any:
         """Attention as projections in, attention with identity projections, projection out."""
@@ -144,8 +164,11 @@ class _Tracer(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def tracing(model: nn.Module, observe: Observer) -> Iterator[Trace]:
+def tracing(model: nn.Module, observe: Observer, derive: Derive | None = None) -> Iterator[Trace]:
     """While the block runs, `observe` receives each linear map of `model`; the network is in eval mode.
+
+    derive: asked first, for all but attention's projections; the network computes, and `observe` receives, what it
+    returns None for.
 
     Every module's training flag, and torch's fast path for attention, are as before when the block ends.
     """
@@ -157,7 +180,7 @@ def tracing(model: nn.Module, observe: Observer) -> Iterator[Trace]:
         for module, _ in modes:
             module.training = False
         torch.backends.mha.set_fastpath_enabled(False)
-        with _Tracer(names, observe, trace):
+        with _Tracer(names, observe, trace, derive):
             yield trace
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

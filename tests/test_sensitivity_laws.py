@@ -12,7 +12,7 @@ from samples import build, linear, signed, small_network
 from torch import Tensor, nn
 
 import sipp_bench as sb
-from sipp_bench import sensitivity as module_under_test
+from sipp_bench import accumulator
 from sipp_bench.errors import OptionError
 from sipp_bench.maxtimes import chunked
 
@@ -126,7 +126,8 @@ def test_batch_sizes_and_chunks_agree(reduction: Any, monkeypatch: pytest.Monkey
     network, x = build(small_network), signed(65, 2, 6, 6)
     whole = sb.measure_sensitivity(network, x, batch_size=64, patch_reduction=reduction)
     others = [sb.measure_sensitivity(network, x, batch_size=size, patch_reduction=reduction) for size in (1, 7)]
-    monkeypatch.setattr(module_under_test, "_CHUNK", 50)
+    monkeypatch.setattr(accumulator, "_CHUNK", 50)
+    monkeypatch.setattr(accumulator, "_CACHED_CHUNK", 50)
     monkeypatch.setattr(chunked, "_TILE", {"cpu": 16})
     others.append(sb.measure_sensitivity(network, x, patch_reduction=reduction))
     for other in others:

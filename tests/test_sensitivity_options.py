@@ -208,3 +208,48 @@ def test_device_measures_a_copy() -> None:
     assert torch.equal(found, sb.measure_sensitivity(layer, x)["weight"].values)
     with pytest.raises(ModelError, match="meta device"):
         sb.measure_sensitivity(layer.to("meta"), x, device="cpu")
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_outputs_derived_from_sums_give_the_same_sensitivities(signed: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, stride=2, padding=1, bias=not signed), nn.ReLU(), nn.Conv2d(4, 6, 3, groups=2),
+        nn.Flatten(), nn.Linear(54, 7), nn.Tanh(), nn.Linear(7, 3),
+    ).eval()  # fmt: skip
+    points = torch.randn(5, 2, 10, 10) if signed else torch.rand(5, 2, 10, 10)
+    plain = sb.measure_sensitivity(model, points)
+    derived = sb.measure_sensitivity(model, points, derive_outputs=True)
+    for name, layer in plain.items():
+        # Three layers before, each with sums of at most 54 products that partly cancel.
+        torch.testing.assert_close(derived[name].values, layer.values, rtol=1e-4, atol=1e-7)
+        assert derived[name].num_patches == layer.num_patches
+    outputs: list[torch.Tensor] = []
+    model[-1].register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    sb.measure_sensitivity(model, points, derive_outputs=True)
+    with torch.no_grad():
+        expected = model(points)
+    torch.testing.assert_close(outputs[0], expected, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(outputs[0], expected)  # else nothing was derived
+
+
+def test_outputs_stay_the_networks_own_to_the_last_bit() -> None:
+    torch.manual_seed(0)
+    model, outputs = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 4)).eval(), []
+    model.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    points = torch.randn(3, 1, 8, 8)
+    sb.measure_sensitivity(model, points)
+    with torch.no_grad():
+        model(points)
+    assert torch.equal(*outputs)
+
+
+def test_what_float32_cannot_hold_is_not_derived() -> None:
+    layer = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        layer.weight[:] = torch.tensor([[1e-30, 1e-30]])
+    outputs: list[torch.Tensor] = []
+    layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    sens = sb.measure_sensitivity(layer, torch.tensor([[1e-30, 3e-30]]), derive_outputs=True)
+    torch.testing.assert_close(sens["weight"].values, torch.tensor([[0.25, 0.75]]))
+    assert sens["weight"].num_patches == 1

@@ -1,6 +1,7 @@
 """The max-times kernel: every backend against the definition by loops, for every kind of layer, and which is chosen."""
 
 import itertools
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -199,7 +200,12 @@ def test_names_are_chosen_by_argument_then_by_the_environment(monkeypatch: pytes
 
 def test_without_the_library_everything_works_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "_library", lambda: "it was not built.")
-    assert maxtimes.choose(CPU, torch.float32) == "torch"
+    maxtimes._say_what_is_lost.cache_clear()
+    with pytest.warns(UserWarning, match=r"No native max-times kernel: it was not built\. .* some 20 times slower"):
+        assert maxtimes.choose(CPU, torch.float32) == "torch"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert maxtimes.choose(CPU, torch.float32) == "torch"  # said once
     assert dict(maxtimes.describe(CPU))["native"] == "not available: it was not built."
     assert len(measure_sensitivity(nn.Linear(2, 2), torch.ones(1, 2))) == 1
     with pytest.raises(OptionError, match="'native' can't be used for cpu here: it was not built"):

@@ -10,8 +10,10 @@ in order. All of one float dtype and device, except where a backend says otherwi
 this one with a function of that signature and `unavailable(device, dtype)`, the reason why it can't be used, or None.
 """
 
+import functools
 import importlib
 import os
+import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Literal
@@ -53,6 +55,8 @@ def choose(device: torch.device, dtype: torch.dtype, backend: str | None = None)
     """
     name = requested(backend)
     if name == "auto":
+        if device.type == "cpu" and dtype == torch.float32 and (why := module("native").unavailable(device, dtype)):
+            _say_what_is_lost(why)
         usable = (name for name in _MODULES if module(name).unavailable(device, dtype) is None)
         # Triton's interpreter is for tests of its kernel only.
         return next(name for name in usable if name != "triton" or device.type == "cuda")
@@ -63,6 +67,15 @@ def choose(device: torch.device, dtype: torch.dtype, backend: str | None = None)
     if why := module(name).unavailable(device, dtype):
         raise OptionError(f"The backend {name!r} can't be used for {device.type} here: {why}")
     return fallback
+
+
+@functools.cache
+def _say_what_is_lost(why: str) -> None:
+    """Once a process."""
+    warnings.warn(
+        f"No native max-times kernel: {why} The torch backend is used: the same sensitivities, some 20 times slower.",
+        stacklevel=2,
+    )
 
 
 def requested(backend: str | None) -> str:

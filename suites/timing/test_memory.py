@@ -26,6 +26,31 @@ weights = sum(p.numel() * p.element_size() for p in model.parameters())
 print((peak() - before) * 1024, weights)
 """
 
+STREAM = """
+import sys, torch
+from torch.utils.data import DataLoader, Dataset
+from networks import network
+from sipp_bench import measure_sensitivity
+
+class Points(Dataset):
+    def __len__(self):
+        return int(sys.argv[1])
+    def __getitem__(self, index):
+        return torch.rand(1, 28, 28, generator=torch.Generator().manual_seed(index))
+
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+torch.set_num_threads(1)
+model, _ = network("lenet-300-100", torch.device("cpu"))
+measure_sensitivity(model, torch.rand(256, 1, 28, 28), batch_size=256)
+open("/proc/self/clear_refs", "w").write("5")
+before = peak()
+measure_sensitivity(model, DataLoader(Points(), batch_size=256))
+print((peak() - before) * 1024)
+"""
+
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("name", NETWORKS)
@@ -53,3 +78,23 @@ def test_peak_memory(name: str, pair: Pair, request: pytest.FixtureRequest) -> N
         table="extra peak memory of the pass / peak of a forward, network included",
         ratio_quartiles=[low[0], low[len(low) // 2], low[-1]],
     )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_streamed_points_take_constant_memory(pair: Pair, request: pytest.FixtureRequest) -> None:
+    found: dict[int, list[int]] = {100_000: [], 5_000: []}
+
+    def run(points: int) -> None:
+        result = subprocess.run(
+            [sys.executable, "-c", STREAM, str(points)],
+            capture_output=True, text=True, check=True, cwd=request.path.parent,
+        )  # fmt: skip
+        found[points].append(int(result.stdout))
+
+    import torch
+
+    pair(
+        lambda: run(100_000), lambda: run(5_000), torch.device("cpu"), 1,
+        table="time of a streamed pass (generating the points included)", row="100,000 / 5,000 points",
+        column="LeNet-300-100, 256 a batch", growth_bytes={str(points): sizes for points, sizes in found.items()},
+    )  # fmt: skip

@@ -51,7 +51,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.fixture
 def pair(benchmark: Any, threads: int) -> Pair:
-    """pair(subject, reference, device, rounds, **labels): time both in turn and keep every sample.
+    """pair(subject, reference, device, rounds, elsewhere, **labels): time both in turn and keep every sample.
 
     One thread is timed by the time it ran (others may share the core), several by the clock. CUDA is synchronised
     before and after. The benchmark's own numbers are the subject's.
@@ -59,10 +59,11 @@ def pair(benchmark: Any, threads: int) -> Pair:
     clock = time.thread_time if threads == 1 else time.perf_counter
 
     def measure(
-        subject: Callable[[], Any], reference: Callable[[], Any], device: torch.device, rounds: int, **labels: Any
-    ) -> None:
-        # On a GPU the thread's own time says nothing of the work.
-        own_clock = time.perf_counter if device.type == "cuda" else clock
+        subject: Callable[[], Any], reference: Callable[[], Any], device: torch.device, rounds: int,
+        elsewhere: bool = False, **labels: Any,
+    ) -> None:  # fmt: skip
+        # The thread's own time says nothing of work on a GPU or in another process.
+        own_clock = time.perf_counter if device.type == "cuda" or elsewhere else clock
         samples: list[float] = []
         references: list[float] = []
 

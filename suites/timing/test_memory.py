@@ -69,7 +69,7 @@ def test_peak_memory(name: str, pair: Pair, request: pytest.FixtureRequest) -> N
     import torch
 
     pair(
-        lambda: run("pass"), lambda: run("forward"), torch.device("cpu"), 1,
+        lambda: run("pass"), lambda: run("forward"), torch.device("cpu"), 1, elsewhere=True,
         table="memory", row=name, column="cpu", peak_bytes=found,
     )  # fmt: skip
     benchmark = request.getfixturevalue("benchmark")
@@ -94,7 +94,7 @@ def test_streamed_points_take_constant_memory(pair: Pair, request: pytest.Fixtur
     import torch
 
     pair(
-        lambda: run(100_000), lambda: run(5_000), torch.device("cpu"), 1,
+        lambda: run(100_000), lambda: run(5_000), torch.device("cpu"), 1, elsewhere=True,
         table="time of a streamed pass (generating the points included)", row="100,000 / 5,000 points",
         column="LeNet-300-100, 256 a batch", growth_bytes={str(points): sizes for points, sizes in found.items()},
     )  # fmt: skip

@@ -143,6 +143,7 @@ def measure_sensitivity(
     if target != model_device(model):
         model = copy.deepcopy(model).to(target)
     wanted = _matching(model, layers)
+    parameters = dict(model.named_parameters())
     accumulators: dict[str, Accumulator] = {}
     asked: list[Call] = []
 
@@ -150,8 +151,8 @@ def measure_sensitivity(
         if call.name not in wanted:
             return None
         if call.name not in accumulators:
-            parameter = dict(model.named_parameters())[call.name]
-            accumulators[call.name] = Accumulator(call.name, parameter.detach(), call.groups, patch_reduction, backend)
+            weight = parameters[call.name].detach()
+            accumulators[call.name] = Accumulator(call.name, weight, call.groups, patch_reduction, backend)
         return accumulators[call.name].add(call, derive)
 
     def observe(call: Call, output: Tensor) -> None:

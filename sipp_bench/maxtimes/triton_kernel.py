@@ -22,17 +22,16 @@ _PROGRAMS = 1024  # enough to fill a large GPU several times
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why it can't be used, or None."""
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed."
-    if device.type != "cuda" and not _interpreted():
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return "it computes on CUDA devices only (or anywhere, for tests, with TRITON_INTERPRET=1)."
-    if device.type == "cpu" and not torch.cuda.is_available() and not _interpreted():
-        return "there is no CUDA device."
+    if not _installed():
+        return "the package triton is not installed."
     return None if dtype == torch.float32 else "it computes in float32 only."
 
 
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
+@functools.cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def max_product(windows: Windows, z: Tensor, positive: Tensor, out: Tensor) -> None:

@@ -87,6 +87,7 @@ def requested(backend: str | None) -> str:
     return name
 
 
+@functools.cache
 def module(name: str) -> ModuleType:
     """The module of a backend."""
     return importlib.import_module(f"sipp_bench.maxtimes.{_MODULES[name]}")

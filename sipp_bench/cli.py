@@ -105,7 +105,7 @@ def report(
 )
 def prune(
     model: Annotated[
-        str, typer.Option(help="A zoo network, torchvision:NAME, or package.module:factory for your own.")
+        str, typer.Option(help="A zoo network, torchvision:NAME, timm:NAME, or package.module:factory for your own.")
     ],
     points: Annotated[
         Path,
@@ -123,6 +123,9 @@ def prune(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Trained weights: .safetensors, or a state dict by torch.save.")
     ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Published weights of a torchvision or timm network, downloaded once.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="The seed of what is random in the method.")] = 0,
     option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the method; may be repeated.")
@@ -142,7 +145,7 @@ def prune(
     if not 0 <= keep <= 1:
         raise OptionError(f"keep is a fraction from 0 to 1, not {keep}.")
     images = read_points(points, image_size=image_size, limit=limit)
-    network = load_model(model, images, checkpoint)
+    network = load_model(model, images, checkpoint, pretrained)
     fitted = sb.fit(network, images, method=method, **options)
     pruned = fitted.prune(keep=keep, seed=seed)
     pruned.save(output)
@@ -201,21 +204,25 @@ def _report(runs: list[Path], output: Path) -> None:
     typer.echo(f"Report: {build_report(runs, output)}")
 
 
-def load_model(name: str, points: "Tensor", checkpoint: Path | None) -> "nn.Module":
+def load_model(name: str, points: "Tensor", checkpoint: Path | None, pretrained: bool = False) -> "nn.Module":
     """The network that --model names, with the weights of --checkpoint; points: of the shape that it will get."""
     from sipp_bench.zoo import models, training
 
-    if name in models.list_models() or name.startswith("torchvision:"):
+    if models.is_known(name):
         shape = tuple(points.shape[1:])
-        network = models.build(name, input_shape=shape if len(shape) == 3 else None)
+        network = models.build(
+            name, input_shape=shape if len(shape) == 3 else None, weights="pretrained" if pretrained else None
+        )
     elif ":" in name:
         network = models.load_factory(name).eval()
     else:
         known = ", ".join(models.list_models())
-        raise OptionError(f"There is no network {name!r}. Give {known}, torchvision:NAME or package.module:factory.")
+        raise OptionError(
+            f"There is no network {name!r}. Give {known}, torchvision:NAME, timm:NAME or package.module:factory."
+        )
     if checkpoint is not None:
         training.load_checkpoint(network, checkpoint)
-    elif ":" not in name or name.startswith("torchvision:"):
+    elif models.is_known(name) and not pretrained:
         typer.echo(f"Note: no --checkpoint, so the weights of {name} are random.", err=True)
     return network
 

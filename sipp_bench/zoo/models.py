@@ -1,7 +1,6 @@
-"""Names in, networks out: the two LeNets, torchvision's classifiers, and a user's own factory."""
+"""Names in, networks out: the zoo's own, torchvision's and timm's classifiers, and a user's own factory."""
 
 import contextlib
-import difflib
 import importlib
 import sys
 from collections import OrderedDict
@@ -12,14 +11,18 @@ import torch
 from torch import nn
 
 from sipp_bench.errors import ModelError, OptionError
-from sipp_bench.zoo.vision import declare_missing_operators, torchvision
-
-_TORCHVISION = "torchvision:"
+from sipp_bench.zoo import cifar, imagenet
+from sipp_bench.zoo.vision import declare_missing_operators
 
 
 def list_models() -> list[str]:
-    """The zoo's own networks, sorted. `build` also takes "torchvision:NAME", a classifier of torchvision."""
-    return sorted(_BUILDERS)
+    """The networks with plain names, sorted. `build` also takes "torchvision:NAME" and "timm:NAME"."""
+    return sorted([*_BUILDERS, *imagenet.PLAIN])
+
+
+def is_known(name: str) -> bool:
+    """Whether `build` takes `name`; of torchvision and timm, whether it looks at theirs."""
+    return name in _BUILDERS or imagenet.is_imagenet(name)
 
 
 def build(
@@ -27,29 +30,35 @@ def build(
     input_shape: tuple[int, int, int] | None = None,
     num_classes: int | None = None,
     seed: int = 0,
+    weights: imagenet.Weights = None,
 ) -> nn.Module:
-    """Build an untrained network, in eval mode, float32, on the CPU.
+    """Build a network, in eval mode, float32, on the CPU.
 
-    name: "lenet-300-100", "lenet-5", or "torchvision:NAME" (weights=None, nothing is downloaded).
-    input_shape: (channels, height, width) of one image; by default (1, 28, 28), for torchvision (3, 224,
-    224).
-    num_classes: number of logits; by default 10, for torchvision 1000.
+    name: one of `list_models`, "torchvision:NAME", or "timm:NAME" where timm is installed.
+    input_shape: (channels, height, width) of one image; by default (1, 28, 28) for the LeNets, (3, 32, 32) for the
+    networks of CIFAR, (3, 224, 224) for those of ImageNet.
+    num_classes: number of logits; by default 10, for ImageNet's 1000.
     seed: the initialisation follows from it alone; the global random state is left as it was.
+    weights: None for an untrained network, and nothing is downloaded; "pretrained" for the weights that torchvision
+    (its IMAGENET1K_V1) or timm publishes, downloaded unless they are on the machine.
 
-    Raises OptionError for an unknown name, ModelError for a shape that the network cannot take.
+    Raises OptionError for an unknown name or weights that do not exist, ModelError for a shape that the network
+    cannot take, a package that is missing and a download that fails.
     """
-    is_torchvision = name.startswith(_TORCHVISION)
-    if not is_torchvision and name not in _BUILDERS:
+    if not is_known(name):
         raise OptionError(
             f"There is no network {name!r}. Choose one of {', '.join(list_models())}, "
-            "torchvision:NAME (such as torchvision:resnet18)."
+            "torchvision:NAME (such as torchvision:resnet18) or timm:NAME."
         )
-    shape = input_shape or ((3, 224, 224) if is_torchvision else (1, 28, 28))
-    classes = num_classes or (1000 if is_torchvision else 10)
+    if weights not in (None, "pretrained"):
+        raise OptionError(f'weights is None or "pretrained", not {weights!r}.')
     with seeded(seed):
-        if is_torchvision:
-            return _build_torchvision(name.removeprefix(_TORCHVISION), shape, classes).eval()
-        return _BUILDERS[name](shape, classes).eval()
+        if imagenet.is_imagenet(name):
+            return imagenet.build(name, input_shape or (3, 224, 224), num_classes or 1000, weights).eval()
+        if weights is not None:
+            raise OptionError(f"There are no pretrained weights of {name}. Train it, or load a checkpoint.")
+        shape = input_shape or ((3, 32, 32) if name in cifar.BUILDERS else (1, 28, 28))
+        return _BUILDERS[name](shape, num_classes or 10).eval()
 
 
 @contextlib.contextmanager
@@ -163,17 +172,4 @@ def _lenet_5(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     )
 
 
-_BUILDERS = {"lenet-300-100": _lenet_300_100, "lenet-5": _lenet_5}
-
-
-def _build_torchvision(name: str, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    networks = torchvision().models
-    known: list[str] = networks.list_models(module=networks)
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
-        hint = f"Close to it: {', '.join(close)}." if close else f"It has {', '.join(known)}."
-        raise OptionError(f"torchvision has no classification network {name!r}. {hint}")
-    if input_shape[0] != 3:
-        raise ModelError(f"torchvision:{name} takes images of 3 channels, not {input_shape[0]}.")
-    model: nn.Module = networks.get_model(name, weights=None, num_classes=num_classes)
-    return model
+_BUILDERS: dict[str, cifar.Builder] = {"lenet-300-100": _lenet_300_100, "lenet-5": _lenet_5, **cifar.BUILDERS}

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -40,9 +39,10 @@ def operations(model: nn.Module, example: Tensor) -> int:
 def theoretical_speedup(model: nn.Module, example: Tensor, masks: Mapping[str, Tensor]) -> float:
     """Multiply-adds of the dense network over those left: total / (total - sum_l M_l (1 - nonzero_l / size_l)).
 
-    total: `operations`; M_l: those of masked layer l, which its share of non-zero weights scales (`multiply_adds`, which
-    counts row by row where attention applies parts of a weight). The ratio of Blalock et al. 2020 (arXiv:2003.03033). It
-    supposes kernels that skip every zero for free; dense kernels skip none, so that masks alone give no speed-up.
+    total: `operations`; M_l: those of masked layer l, which its share of non-zero weights scales (`multiply_adds`,
+    which counts row by row where attention applies parts of a weight). The ratio of Blalock et al. 2020
+    (arXiv:2003.03033). It supposes kernels that skip every zero for free; dense kernels skip none, so that masks
+    alone give no speed-up.
     """
     total = operations(model, example)
     left = total - multiply_adds(model, example) + multiply_adds(model, example, masks)

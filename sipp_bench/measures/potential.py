@@ -25,8 +25,8 @@ class PrunePotential:
 def prune_potential(curve: Iterable[tuple[float, float]], dense_error: float, margin: float) -> PrunePotential:
     """The largest prune ratio 1 - keep with error(keep) - dense_error <= margin (up to rounding, 1e-12).
 
-    Liebenwein et al. 2021, "Lost in Pruning" (arXiv:2103.03014), P = max {ratio : error - dense error <= delta}; the
-    paper takes the maximum over its own grid, which leaves open what happens below it: both readings are given.
+    Liebenwein et al. 2021, "Lost in Pruning" (arXiv:2103.03014): P = max {ratio : error - dense error <= delta}. Taken
+    literally that is last_pass, whatever happens at smaller ratios; first_failure is up to where nothing has failed.
     curve: (keep, error) pairs in any order, each keep once, errors being shares in [0, 1] of validation or of shifted
     data; only ratios in it are found. Raises OptionError for keeps or errors outside [0, 1], and for one that is twice
     there.

@@ -99,7 +99,7 @@ def flips(dense: Tensor, pruned: Tensor) -> Flips:
 def with_twin(
     similarity: Callable[[Tensor, Tensor], float], pruned: Tensor, dense: Tensor, twin: Tensor
 ) -> dict[str, float]:
-    """`similarity` of each pair of three networks' logits: `pruned_dense`, and the controls `pruned_twin`, `dense_twin`.
+    """`similarity` of each pair of three networks' logits: `pruned_dense`; the controls `pruned_twin`, `dense_twin`.
 
     twin: a dense network trained like the first one, from another seed. A pruned network is similar to the dense one
     only as far as it is more so than to the twin, and than the two dense ones are to each other (the control of

@@ -1,8 +1,8 @@
 """A method's place among random ways to share the same budget over the layers.
 
-The split alone explains much of what pruning methods do: shuffling their masks within layers costs little (Frankle et
-al. 2021, "Pruning neural networks at initialization: why are we missing the mark?", arXiv:2009.08576). To set one design
-against the distribution of random ones follows Radosavovic et al. 2019 (arXiv:1905.13214).
+The split alone explains much of what pruning at initialization does: shuffling masks within layers costs little
+(Frankle et al. 2021, "Pruning neural networks at initialization: why are we missing the mark?", arXiv:2009.08576). To
+set one design against the distribution of random ones follows Radosavovic et al. 2019 (arXiv:1905.13214).
 """
 
 from collections.abc import Iterator, Mapping

@@ -61,7 +61,7 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 def _replaced(
     state: Mapping[str, Tensor], masks: Mapping[str, Tensor], encode: Callable[[Tensor, Tensor], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    stored = {}
+    stored: dict[str, Tensor] = {}
     for name, tensor in state.items():
         parts = encode(tensor, masks[name].cpu()) if name in masks else {"": tensor}
         stored |= {f"{name}.{part}" if part else name: content for part, content in parts.items()}

@@ -115,7 +115,7 @@ def _impulse_noise(images: Tensor, amount: float, generator: torch.Generator) ->
 
 
 def _gaussian_blur(images: Tensor, amount: float, generator: torch.Generator) -> Tensor:
-    sigma = amount * _side(images)
+    sigma = 0.4 + amount * _side(images)  # below 0.4 pixels nothing changes
     return torch.from_numpy(ndimage.gaussian_filter(images.numpy(), (0, 0, sigma, sigma), mode="nearest"))
 
 
@@ -204,7 +204,7 @@ CORRUPTIONS: Mapping[str, Corruption] = {
     "gaussian_noise": Corruption(_gaussian_noise, (0.06, 0.12, 0.18, 0.26, 0.38)),
     "shot_noise": Corruption(_shot_noise, (60, 25, 12, 6, 3)),
     "impulse_noise": Corruption(_impulse_noise, (0.02, 0.05, 0.09, 0.15, 0.25)),
-    "gaussian_blur": Corruption(_gaussian_blur, (0.02, 0.03, 0.04, 0.055, 0.075)),
+    "gaussian_blur": Corruption(_gaussian_blur, (0.005, 0.02, 0.035, 0.05, 0.07)),
     "defocus_blur": Corruption(_defocus_blur, (0.01, 0.025, 0.045, 0.07, 0.1)),
     "brightness": Corruption(_brightness, (0.1, 0.2, 0.3, 0.4, 0.5)),
     "contrast": Corruption(_contrast, (0.7, 0.5, 0.4, 0.3, 0.2)),

@@ -126,7 +126,8 @@ def test_brightness_and_contrast_by_hand() -> None:
     b, c = amount("brightness", 2), amount("contrast", 2)
     assert corrupt(image, "brightness", 2).flatten().tolist() == pytest.approx([0.2 + b, 0.4 + b, 1, 0.1 + b])
     expected = [0.4 + c * (value - 0.4) for value in (0.2, 0.4, 0.9, 0.1)]
-    assert corrupt(image, "contrast", 2).flatten().tolist() == pytest.approx(expected)
+    two = torch.cat([image, torch.full_like(image, 0.7)])  # each image has its own mean
+    assert corrupt(two, "contrast", 2).flatten().tolist() == pytest.approx([*expected, 0.7, 0.7, 0.7, 0.7])
 
 
 def test_pixelate_means_over_blocks() -> None:
@@ -152,12 +153,13 @@ def test_rotation_is_scipys_either_way() -> None:
 
 
 def test_translation_moves_by_its_length() -> None:
-    dot = torch.zeros(30, 1, 41, 41)
-    dot[:, 0, 20, 20] = 1
+    dot = torch.zeros(30, 1, 41, 61)
+    dot[:, 0, 20, 30] = 1
     found = corrupt(dot, "translation", 5)[:, 0].double()
-    steps = torch.arange(41, dtype=torch.float64) - 20
     # Bilinear weights keep the centre of mass.
-    moved = torch.stack([(found.sum(2) * steps).sum(1), (found.sum(1) * steps).sum(1)], 1)
+    down = (found.sum(2) * (torch.arange(41) - 20)).sum(1)
+    right = (found.sum(1) * (torch.arange(61) - 30)).sum(1)
+    moved = torch.stack([down, right], 1)
     assert torch.allclose(moved.norm(dim=1), torch.tensor(amount("translation", 5) * 41).double(), atol=1e-4)
     assert float(moved.mean(0).norm()) < 3, "in all directions"
 

@@ -80,9 +80,14 @@ def test_attentions_own_products_stay() -> None:
 def test_the_fast_path_hides_nothing_and_modes_are_restored() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).train()
     before = torch.backends.mha.get_fastpath_enabled()
-    assert operations(layer, torch.ones(1, 5, 8)) == 5 * (4 * 64 + 2 * 128) + 2 * 5 * 5 * 8
+    try:
+        for enabled in (True, False):
+            torch.backends.mha.set_fastpath_enabled(enabled)
+            assert operations(layer, torch.ones(1, 5, 8)) == 5 * (4 * 64 + 2 * 128) + 2 * 5 * 5 * 8
+            assert torch.backends.mha.get_fastpath_enabled() == enabled
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
     assert layer.training
-    assert torch.backends.mha.get_fastpath_enabled() == before
 
 
 def test_no_masks_no_speedup_and_nothing_left_is_infinite() -> None:

@@ -13,12 +13,14 @@ from typing import Any, TypeVar
 
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import sipp_bench as sb
 from sipp_bench import checks, metrics
 from sipp_bench.errors import StoreError
+from sipp_bench.measures.cell import cost_measures, prediction_measures
+from sipp_bench.measures.predictions import predict
 from sipp_bench.records import Arrays
 from sipp_bench.store import Run, Store, load_run
 from sipp_bench.suite import Cell, Method, Suite
@@ -69,6 +71,8 @@ class _Subject:
     fresh: data.Part
     """As many validation points, for the checks: the largest error over more points would not compare."""
     dense: dict[str, float]
+    dense_logits: Tensor
+    """On the test part."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class _Runner:
             wanted = sb.sample_size(trained.model, example=dataset.points.images[:1])
         points = _draw(dataset.points, wanted, cell.seed)
         fresh = _draw(dataset.validation, len(points), cell.seed)
-        return _Subject(trained, dataset, points, fresh, _evaluate(trained.model, dataset))
+        return _Subject(trained, dataset, points, fresh, *_evaluate(trained.model, dataset))
 
     def _measure(
         self, subject: _Subject, fitted: sb.Fitted, cell: Cell
@@ -122,7 +126,7 @@ class _Runner:
         """Prune to the cell's keep ratio and measure: the result, the times and the arrays by block."""
         model, example = subject.trained.model, subject.points.images[:1]
         pruned, prune_seconds = _timed(lambda: fitted.prune(keep=cell.keep, seed=cell.seed))
-        scores, evaluate_seconds = _timed(lambda: _evaluate(pruned.model, subject.dataset))
+        (scores, logits), evaluate_seconds = _timed(lambda: _evaluate(pruned.model, subject.dataset))
         (rows, blocks), check_seconds = _timed(lambda: self._check(subject, pruned))
         result = {
             **scores,
@@ -134,6 +138,8 @@ class _Runner:
             "achieved_keep": pruned.kept / pruned.weights,
             "multiply_adds": metrics.multiply_adds(model, example, pruned.masks),
             "dense_multiply_adds": metrics.multiply_adds(model, example),
+            **prediction_measures(subject.dense_logits, logits, subject.dataset.test.labels),
+            **cost_measures(model, example, pruned.masks),
             "mask_sha256": pruned.mask_sha256,
             "checkpoint_sha256": subject.trained.sha256,
             "num_points": len(subject.points),
@@ -216,10 +222,12 @@ def _draw(part: data.Part, wanted: int, seed: int) -> data.Part:
     return data.Part(part.images[rows], part.labels[rows], part.indices[rows])
 
 
-def _evaluate(model: nn.Module, dataset: data.DataSet) -> dict[str, float]:
-    test = metrics.evaluate(model, dataset.test.images, dataset.test.labels)
+def _evaluate(model: nn.Module, dataset: data.DataSet) -> tuple[dict[str, float], Tensor]:
+    """Scores on the test and validation parts, and the logits of the test part, which it passes through once."""
+    logits = predict(model, dataset.test.images)
+    test = metrics.evaluate(nn.Identity(), logits, dataset.test.labels)
     validation = metrics.evaluate(model, dataset.validation.images, dataset.validation.labels)
-    return test | {f"validation_{name}": value for name, value in validation.items()}
+    return test | {f"validation_{name}": value for name, value in validation.items()}, logits
 
 
 def _timed(work: Callable[[], _Result]) -> tuple[_Result, float]:

@@ -36,6 +36,12 @@ _CELLS = (
     | dict.fromkeys(("weights", "requested", "kept", "achieved_keep"), "float64")
     | dict.fromkeys(("multiply_adds", "dense_multiply_adds", "num_points", "delta"), "float64")
     | {"mask_sha256": "object", "checkpoint_sha256": "object"}
+    # `measures.cell`; missing from run folders of before.
+    | dict.fromkeys(("top5_accuracy", "dense_top5_accuracy", "agreement", "flips"), "float64")
+    | dict.fromkeys(("worst_class", "worst_class_accuracy", "loss_gap"), "float64")
+    | dict.fromkeys(("calibration_error", "dense_calibration_error"), "float64")
+    | dict.fromkeys(("compression_ratio", "theoretical_speedup"), "float64")
+    | dict.fromkeys(("class_accuracies", "class_loss_changes"), "object")  # lists, one number a class
 )
 _LAYERS = (
     _KEYS

@@ -91,6 +91,31 @@ def test_every_cell_is_measured(suite: Suite, undisturbed: Run) -> None:
     assert kept.to_dict() == cells.set_index("id")["kept"].to_dict()
 
 
+def test_measures_beyond_accuracy_are_those_of_the_pruned_network(suite: Suite, undisturbed: Run, cache: Path) -> None:
+    cells = undisturbed.cells
+    whole = cells[cells["keep"] == 1]
+    assert set(whole["agreement"]) == {1}
+    assert set(whole["flips"]) == set(whole["loss_gap"]) == {0}
+    assert set(whole["compression_ratio"]) == set(whole["theoretical_speedup"]) == {1}
+    assert list(whole["calibration_error"]) == list(whole["dense_calibration_error"])
+    assert (cells["top5_accuracy"] >= cells["accuracy"]).all()
+    assert (cells["worst_class_accuracy"] == cells["class_accuracies"].map(min)).all()
+    assert (cells["theoretical_speedup"] == cells["dense_multiply_adds"] / cells["multiply_adds"]).all()
+    dataset = data.load("digits", seed=1)
+    model = training.trained_model("lenet-300-100", dataset, seed=1, cache_dir=cache).model
+    points = runner._draw(dataset.points, 32, 1).images
+    pruned = sb.prune(model, points, method="sipp-det", keep=0.3)
+    with torch.no_grad():
+        before, after = (network(dataset.test.images).argmax(1) for network in (model.eval(), pruned.model.eval()))
+    row = cells.query("method == 'sipp-det' and keep == 0.3 and seed == 1").iloc[0]
+    assert row["mask_sha256"] == pruned.mask_sha256
+    assert row["flips"] == int((before != after).sum()) > 0
+    assert row["agreement"] == 1 - row["flips"] / len(before)
+    right = after == dataset.test.labels
+    by_class = [float(right[dataset.test.labels == label].double().mean()) for label in range(10)]
+    assert row["class_accuracies"] == pytest.approx(by_class, rel=1e-12)
+
+
 def test_checks_cover_the_points_looked_at_and_fresh_ones(undisturbed: Run) -> None:
     checks = undisturbed.checks
     assert set(checks["method"]) == {"sipp-det", "sipp-hybrid"}

@@ -66,6 +66,19 @@ def test_round_trip(tmp_path: Path) -> None:
     np.testing.assert_array_equal(arrays["draws"], BLOCKS["fc1.weight"]["draws"])
 
 
+def test_cells_of_before_the_measures_load_without_them(tmp_path: Path) -> None:
+    measured = done(agreement=0.9, flips=3, class_accuracies=[0.5, None, 1.0])
+    with Store(tmp_path, META) as store:
+        store.write_cell(CELLS[0], done(), TIMING)
+        store.write_cell(CELLS[1], measured, TIMING)
+    cells = load_run(tmp_path).cells
+    old, new = cells.iloc[0], cells.iloc[1]
+    assert old["accuracy"] == 0.9
+    assert all(math.isnan(old[name]) for name in ("agreement", "flips", "loss_gap", "theoretical_speedup"))
+    assert old["class_accuracies"] is None
+    assert (new["agreement"], new["flips"], new["class_accuracies"]) == (0.9, 3, [0.5, None, 1.0])
+
+
 def test_tables_have_their_columns_and_types_when_empty(tmp_path: Path) -> None:
     write_run(tmp_path / "full")
     with Store(tmp_path / "empty", META):

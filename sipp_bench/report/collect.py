@@ -1,5 +1,6 @@
 """Several runs in, one set of tables out: every row says which run it came from."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,6 +12,8 @@ from sipp_bench.errors import StoreError
 
 TARGET = ["run", "network", "data"]
 METHOD = ["method_name", "method"]
+LISTS = ["class_accuracies", "class_loss_changes"]
+"""Columns of the cells with one number a class: JSON text here, as CSV has no lists."""
 CELL_KEYS = [*TARGET, "seed", *METHOD, "keep"]
 
 
@@ -130,10 +133,12 @@ def _derived(cells: pd.DataFrame) -> pd.DataFrame:
     kept = cells["achieved_keep"].astype(float)
     reached = cells["multiply_adds"].astype(float)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return cells.assign(
+        cells = cells.assign(
             compression=1.0 / kept,
             multiply_add_reduction=cells["dense_multiply_adds"].astype(float) / reached,
         )
+    lists = {name: cells[name].map(json.dumps, na_action="ignore") for name in LISTS if name in cells}
+    return cells.assign(**lists)
 
 
 def _keyed(frame: pd.DataFrame, keys: pd.DataFrame) -> pd.DataFrame:

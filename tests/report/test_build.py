@@ -1,6 +1,7 @@
 """The report's folder as a reader gets it: the page, its figures, its data, its Markdown."""
 
 import base64
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -224,6 +225,22 @@ def test_run_folders_are_read_and_named_after(tmp_path: Path) -> None:
     read = pd.read_csv(tmp_path / "report" / "data" / "checks.csv")
     assert read.groupby("run").size().to_dict() == {"results": len(run.checks), "results (2)": len(run.checks)}
     assert list((tmp_path / "report" / "figures").glob("*-bounds.png"))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_measures_are_in_the_data_beside_runs_without_them(tmp_path: Path) -> None:
+    old, new = small(), small()
+    lists = [[0.5, None, index / 7] for index in range(len(new.cells))]
+    new.cells = new.cells.assign(agreement=0.75, flips=250.0, loss_gap=np.inf, class_accuracies=lists)
+    folders = [store(old, tmp_path / "old"), store(new, tmp_path / "new")]
+    build_report(folders, tmp_path / "report")
+    cells = pd.read_csv(tmp_path / "report" / "data" / "cells.csv").set_index("run")
+    measures = ["agreement", "flips", "loss_gap", "calibration_error", "class_accuracies", "class_loss_changes"]
+    assert cells.loc["old", measures].isna().all(axis=None)
+    assert set(cells.loc["new", "agreement"]) == {0.75}
+    assert set(cells.loc["new", "loss_gap"]) == {np.inf}
+    assert [json.loads(text) for text in cells.loc["new", "class_accuracies"]] == lists
+    assert list(cells.loc["old", "accuracy"]) == list(cells.loc["new", "accuracy"]) == list(old.cells["accuracy"])
 
 
 @pytest.mark.parametrize("status", ["none", "failed"])

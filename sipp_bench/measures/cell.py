@@ -1,0 +1,44 @@
+"""The measures that cost next to nothing, under the names by which a run stores them for each cell."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from sipp_bench.measures.calibration import calibration_error
+from sipp_bench.measures.cost import compression_ratio, theoretical_speedup
+from sipp_bench.measures.groups import class_accuracies, largest_gap, loss_changes, worst_group
+from sipp_bench.measures.predictions import agreement, flips, top_k_accuracy
+
+
+def prediction_measures(dense: Tensor, pruned: Tensor, labels: Tensor) -> dict[str, Any]:
+    """From logits (n, classes) of both networks on the same points.
+
+    top5_accuracy, worst_class, worst_class_accuracy, calibration_error, and the first and the last also with "dense_"
+    before them; agreement and flips with the dense network; class_accuracies and class_loss_changes, R(a) by class, as
+    lists; loss_gap, the largest difference of R between two classes.
+    """
+    accuracies = class_accuracies(pruned, labels)
+    worst, worst_accuracy = worst_group(accuracies)
+    changes = loss_changes(dense, pruned, labels, labels, pruned.shape[1])
+    return {
+        "top5_accuracy": top_k_accuracy(pruned, labels, 5),
+        "dense_top5_accuracy": top_k_accuracy(dense, labels, 5),
+        "agreement": agreement(pruned, dense),
+        "flips": len(flips(dense, pruned)),
+        "class_accuracies": accuracies.tolist(),
+        "worst_class": worst,
+        "worst_class_accuracy": worst_accuracy,
+        "class_loss_changes": changes.tolist(),
+        "loss_gap": largest_gap(changes),
+        "calibration_error": calibration_error(pruned, labels),
+        "dense_calibration_error": calibration_error(dense, labels),
+    }
+
+
+def cost_measures(model: nn.Module, example: Tensor, masks: Mapping[str, Tensor]) -> dict[str, float]:
+    """compression_ratio and theoretical_speedup, of the whole network with everything that is not pruned in it."""
+    return {
+        "compression_ratio": compression_ratio(model, masks),
+        "theoretical_speedup": theoretical_speedup(model, example, masks),
+    }

@@ -1,0 +1,49 @@
+"""What pruning saves in theory. Masks alone save nothing: a dense kernel multiplies by zeros as by anything else."""
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sipp_bench.measures.modes import eval_mode
+from sipp_bench.metrics import multiply_adds
+from sipp_bench.points import call_model, model_device
+
+
+def compression_ratio(model: nn.Module, masks: Mapping[str, Tensor]) -> float:
+    """Parameters of the whole network over those left by `masks` (by name, bool); infinite where none is left.
+
+    Original size over new size, as Blalock et al. 2020, "What is the state of neural network pruning?"
+    (arXiv:2003.03033), ask for; biases and normalisation count, a tied weight once, indices and buffers not.
+    """
+    total = sum(parameter.numel() for parameter in model.parameters())
+    left = total - sum(mask.numel() - int(mask.sum()) for mask in masks.values())
+    return total / left if left else math.inf
+
+
+def operations(model: nn.Module, example: Tensor) -> int:
+    """Multiply-adds of the dense network for one point `example` (1, ...), half of torch's FlopCounterMode.
+
+    All matrix products and convolutions, those between activations within attention included; element-wise operations,
+    such as activations, normalisation and biases, are not counted.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import
+
+    # Fused attention would be counted as nothing.
+    with eval_mode(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        call_model(model, example[:1].to(model_device(model)))
+    return int(counter.get_total_flops()) // 2
+
+
+def theoretical_speedup(model: nn.Module, example: Tensor, masks: Mapping[str, Tensor]) -> float:
+    """Multiply-adds of the dense network over those left: total / (total - sum_l M_l (1 - nonzero_l / size_l)).
+
+    total: `operations`; M_l: those of masked layer l, which its share of non-zero weights scales (`multiply_adds`,
+    which counts row by row where attention applies parts of a weight). The ratio of Blalock et al. 2020
+    (arXiv:2003.03033). It supposes kernels that skip every zero for free; dense kernels skip none, so that masks
+    alone give no speed-up.
+    """
+    total = operations(model, example)
+    left = total - multiply_adds(model, example) + multiply_adds(model, example, masks)
+    return total / left if left else math.inf

@@ -4,8 +4,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from sipp_bench.files import write_atomically
 from sipp_bench.zoo import checkpoints, models
 from sipp_bench.zoo.checkpoints import load_checkpoint
 from sipp_bench.zoo.data import DataSet
+from sipp_bench.zoo.folders import default_cache_dir
 
 __all__ = ["RECIPES", "Recipe", "Trained", "default_cache_dir", "load_checkpoint", "train", "trained_model"]
 
@@ -211,16 +210,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def default_cache_dir() -> Path:
-    """$SIPP_BENCH_CACHE, else sipp-bench in the platform's own cache folder ($XDG_CACHE_HOME or ~/.cache)."""
-    if chosen := os.environ.get("SIPP_BENCH_CACHE"):
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "sipp-bench"

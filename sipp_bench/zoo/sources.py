@@ -214,8 +214,9 @@ def _download(name: str, torchvision_name: str) -> None:
     try:
         getattr(_datasets(), torchvision_name)(data_dir(), download=True)
     except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
         raise DataError(
-            f"{name} cannot be downloaded to {data_dir()}: {' '.join(str(error).split())}. Connect to the network, or put its files there."
+            f"{name} cannot be downloaded to {data_dir()}: {reason}. Connect to the network, or put its files there."
         ) from error
 
 

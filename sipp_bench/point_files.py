@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -47,15 +48,20 @@ def read_points(path: Path | str, *, image_size: int = 224, limit: int | None = 
 
 
 def _read_images(folder: Path, size: int, limit: int | None) -> Tensor:
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _IMAGES)[:limit]
+    files = image_files(folder)[:limit]
     if not files:
         raise PointsError(f"There are no images in {folder}. It takes {', '.join(_IMAGES)} files.")
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return torch.stack([(_read_image(file, size) - mean) / std for file in files])
+    return torch.stack([(torch.from_numpy(read_image(file, size)).float() / 255 - mean) / std for file in files])
 
 
-def _read_image(file: Path, size: int) -> Tensor:
-    """An image as (3, size, size) in [0, 1]."""
+def image_files(folder: Path) -> list[Path]:
+    """The images in a folder and its subfolders, sorted; files of other kinds are passed over."""
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in _IMAGES)
+
+
+def read_image(file: Path, size: int) -> npt.NDArray[np.uint8]:
+    """An image as bytes (3, size, size): RGB, scaled, cropped around its centre. Raises PointsError if damaged."""
     from PIL import Image, ImageOps
 
     try:
@@ -63,7 +69,7 @@ def _read_image(file: Path, size: int) -> Tensor:
             square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise PointsError(f"{file} cannot be read as an image: {error}. Repair or remove it.") from error
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255
+    return np.array(square).transpose(2, 0, 1).copy()
 
 
 def _only_array(path: Path, arrays: Mapping[str, Any]) -> Any:

@@ -1,67 +1,40 @@
 """Training by fixed recipes, and a cache of the checkpoints it makes."""
 
-import dataclasses
 import hashlib
+import io
 import json
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from tqdm import tqdm
 
-from sipp_bench.errors import ModelError, OptionError, PointsError, StoreError
+from sipp_bench.errors import CheckpointError, ModelError, OptionError, PointsError, StoreError
 from sipp_bench.files import write_atomically
 from sipp_bench.zoo import checkpoints, models
 from sipp_bench.zoo.checkpoints import load_checkpoint
 from sipp_bench.zoo.data import DataSet
+from sipp_bench.zoo.folders import default_cache_dir
+from sipp_bench.zoo.recipes import PAPER_RECIPES, RECIPES, Augment, Recipe, recipe_for
 
-__all__ = ["RECIPES", "Recipe", "Trained", "default_cache_dir", "load_checkpoint", "train", "trained_model"]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained: mean cross-entropy, a fresh shuffle each epoch, the last step's weights are
-    the result.
-
-    learning_rate falls to 0 along half a cosine over all steps when schedule is "cosine", and stays
-    otherwise. momentum is used by "sgd" only. Raises OptionError for values that are impossible.
-    """
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    schedule: Literal["cosine", "constant"] = "cosine"
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise OptionError(f"A recipe's {name} is a whole number of at least 1, not {value!r}.")
-        if not 0 < self.learning_rate < math.inf:
-            raise OptionError(f"A recipe's learning_rate is a number above 0, not {self.learning_rate!r}.")
-        if not (0 <= self.momentum < 1 and 0 <= self.weight_decay < math.inf):
-            raise OptionError("A recipe's momentum lies in [0, 1) and its weight_decay is at least 0.")
-        if self.optimizer not in ("sgd", "adam") or self.schedule not in ("cosine", "constant"):
-            raise OptionError("A recipe's optimizer is sgd or adam, and its schedule cosine or constant.")
-
-
-# Chosen on the validation parts of splits 0, 1 and 2 of both data sets, without a look at the test parts.
-RECIPES = {
-    "lenet-300-100": Recipe(epochs=30, batch_size=32, learning_rate=0.05, weight_decay=5e-4),
-    "lenet-5": Recipe(epochs=10, batch_size=32, learning_rate=0.05, weight_decay=5e-4),
-}
+__all__ = [
+    "PAPER_RECIPES",
+    "RECIPES",
+    "Recipe",
+    "Trained",
+    "default_cache_dir",
+    "load_checkpoint",
+    "recipe_for",
+    "train",
+    "trained_model",
+]
 
 
 def train(
@@ -73,37 +46,51 @@ def train(
     device: torch.device | str = "cpu",
     progress: bool = False,
     after_step: Callable[[], None] | None = None,
+    *,
+    first_epoch: int = 0,
+    last_epoch: int | None = None,
+    state: Path | None = None,
 ) -> None:
     """Train `model` in place on images (n, ...) and labels int64 (n,); it is left on `device`, in eval mode.
 
-    The order of the batches and any dropout follow from `seed`; the global random state is left as it was.
+    The order of the batches, dropout and augmentation follow from `seed`; the global random state is left as it was.
     On the CPU, with the same number of threads, two runs give the same bits. `after_step` is called after
-    each optimizer step, for instance to hold pruned weights at zero. Raises ModelError, leaving the model
-    as far as it got, when the loss becomes NaN or infinite; PointsError when images and labels differ in
-    number.
+    each optimizer step, for instance to hold pruned weights at zero. first_epoch, last_epoch: train only the recipe's
+    epochs from the one (counted from 0) up to, not including, the other, with the learning rates and batches that
+    they have in the whole training; momentum begins at 0. state: a file that holds where the training is, written
+    after each epoch and removed at the end; where it exists, training goes on from there, to the same bits.
+
+    Raises ModelError, leaving the model as far as it got, when the loss becomes NaN or infinite; PointsError when
+    images and labels differ in number; OptionError for epochs that the recipe does not have; CheckpointError for a
+    `state` that cannot be read.
     """
     if len(images) == 0 or len(images) != len(labels):
         raise PointsError(f"Training needs images with one label each; got {len(images)} and {len(labels)}.")
+    last_epoch = recipe.epochs if last_epoch is None else last_epoch
+    if not 0 <= first_epoch <= last_epoch <= recipe.epochs:
+        raise OptionError(f"The recipe has epochs 0 to {recipe.epochs}; it cannot run {first_epoch} to {last_epoch}.")
+    device = torch.device(device)
     model.to(device).train()
     images, labels = images.to(device), labels.to(device)
     order = torch.Generator().manual_seed(seed)
     optimizer = _optimizer(model, recipe)
-    steps = recipe.epochs * math.ceil(len(images) / recipe.batch_size)
-
-    def fraction(step: int) -> float:
-        return (1 + math.cos(math.pi * step / steps)) / 2 if recipe.schedule == "cosine" else 1.0
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, fraction)
+    steps_per_epoch = math.ceil(len(images) / recipe.batch_size)
+    half = recipe.mixed_precision and device.type == "cuda"
     with models.seeded(seed, device):
-        for epoch in tqdm(range(recipe.epochs), "train", unit="epoch", disable=not progress, leave=False):
+        for _ in range(first_epoch):
+            torch.randperm(len(images), generator=order)
+        resumed = _resume(state, model, optimizer, order, device) if state is not None else None
+        start = first_epoch if resumed is None else resumed
+        for epoch in tqdm(range(start, last_epoch), "train", unit="epoch", disable=not progress, leave=False):
             shuffled = torch.randperm(len(images), generator=order).to(device)
-            for first in range(0, len(images), recipe.batch_size):
-                rows = shuffled[first : first + recipe.batch_size]
-                loss = cross_entropy(model(images[rows]), labels[rows])
+            for step, rows in enumerate(shuffled.split(recipe.batch_size), epoch * steps_per_epoch):
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.rate(step, steps_per_epoch)
+                with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                    loss = cross_entropy(model(_augmented(images[rows], recipe.augment)), labels[rows])
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 optimizer.step()
-                schedule.step()
                 if after_step is not None:
                     after_step()
             if not math.isfinite(loss.item()):
@@ -111,8 +98,64 @@ def train(
                     f"Training diverged: the loss is {loss.item()} after epoch {epoch + 1}. Lower the "
                     "learning rate, and look for NaN or infinite values in the images."
                 )
+            if state is not None:
+                _save_state(state, epoch + 1, model, optimizer, order, device)
+    if state is not None:
+        state.unlink(missing_ok=True)
     optimizer.zero_grad()  # the last step's gradients serve nobody, and copies of the model would carry them
     model.eval()
+
+
+def _augmented(images: Tensor, augment: Augment) -> Tensor:
+    """Each image moved by up to 4 pixels and, for "shift-flip", half of them mirrored; draws on the CPU."""
+    if augment == "none":
+        return images
+    n, _, height, width = images.shape
+    device = images.device
+    moves = torch.randint(9, (2, n, 1)).to(device)
+    down, right = moves[0] + torch.arange(height, device=device), moves[1] + torch.arange(width, device=device)
+    if augment == "shift-flip":
+        right = torch.where((torch.rand(n) < 0.5).to(device)[:, None], right.flip(1), right)
+    each = torch.arange(n, device=device)[:, None, None]
+    return pad(images, [4] * 4)[each, :, down[:, :, None], right[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _save_state(
+    path: Path, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer, order: torch.Generator, device: Any
+) -> None:
+    state = {
+        "epoch": epoch,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "order": order.get_state(),
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_atomically(path, content.getvalue())
+
+
+def _resume(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, order: torch.Generator, device: torch.device
+) -> int | None:
+    """Put everything as it was after an epoch; returns how many were done, None where there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        order.set_state(state["order"])
+        torch.set_rng_state(state["cpu"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], device)
+        return int(state["epoch"])
+    except Exception as error:  # on bytes that are no such state, torch.load raises about anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"The training that {path} holds cannot go on: {reason} Delete that file, and it begins again."
+        ) from error
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -123,6 +166,7 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov,
     )
 
 
@@ -151,22 +195,24 @@ def trained_model(
     device: torch.device | str = "cpu",
     progress: bool = False,
     recipe: Recipe | None = None,
+    last_epoch: int | None = None,
 ) -> Trained:
     """The zoo's `network` trained on `data.train`: from the cache, else trained now and put there.
 
     seed: of initialisation, batches and dropout; the split has its own. recipe: by default the network's in
-    RECIPES. The checkpoint's key is a SHA-256 over recipe, network, image shape, classes, data hash, split
+    RECIPES. last_epoch: stop before that epoch, with the weights of an early part of the whole training; 0 for the
+    initial ones. The checkpoint's key is a SHA-256 over recipe, network, image shape, classes, data hash, split
     and seed. Training runs on one CPU thread, so that the checkpoint does not depend on how many a machine
-    has.
+    has. A training that is killed goes on after its last whole epoch.
 
     Raises OptionError for an unknown network or one without a recipe; CheckpointError when the cached file
     is damaged, which is never repaired silently; StoreError when the cache folder cannot be written.
     """
     model = models.build(network, data.input_shape, len(data.classes), seed)
-    if recipe is None and network not in RECIPES:
-        raise OptionError(f"{network} has no training recipe. Those with one are {', '.join(sorted(RECIPES))}.")
-    recipe = recipe or RECIPES[network]
+    recipe = recipe or recipe_for(network)
     description = _description(network, data, seed, recipe)
+    if last_epoch is not None:
+        description["last_epoch"] = last_epoch
     key = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
     file_name = f"{network.replace(':', '-')}--{data.name}--{key[:16]}.safetensors"
     path = Path(cache_dir or default_cache_dir()) / file_name
@@ -174,16 +220,17 @@ def trained_model(
     seconds = None
     if not cached:
         start = time.perf_counter()
-        with _one_thread():
-            train(model, data.train.images, data.train.labels, recipe, seed, device, progress)
-        seconds = time.perf_counter() - start
-        content = checkpoints.encode(model, key, description)
         try:
-            write_atomically(path, content)
+            with _one_thread():
+                images, labels = data.train.images, data.train.labels
+                state = path.with_suffix(f".{device}.state".replace(":", "-"))
+                train(model, images, labels, recipe, seed, device, progress, last_epoch=last_epoch, state=state)
+            seconds = time.perf_counter() - start
+            write_atomically(path, checkpoints.encode(model, key, description))
         except StoreError as error:
             raise StoreError(f"{error} The environment variable SIPP_BENCH_CACHE sets the cache folder.") from error
     sha256 = load_checkpoint(model, path, key=key)
-    return Trained(model.to(device).eval(), path, sha256, key, dataclasses.asdict(recipe), cached, seconds)
+    return Trained(model.to(device).eval(), path, sha256, key, recipe.description(), cached, seconds)
 
 
 def _description(network: str, data: DataSet, seed: int, recipe: Recipe) -> dict[str, Any]:
@@ -197,7 +244,7 @@ def _description(network: str, data: DataSet, seed: int, recipe: Recipe) -> dict
         "data_sha256": data.sha256,
         "split_seed": data.seed,
         "train_sha256": hashlib.sha256(data.train.indices.numpy().tobytes()).hexdigest(),
-        "recipe": dataclasses.asdict(recipe),
+        "recipe": recipe.description(),
         "seed": seed,
     }
 
@@ -211,16 +258,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def default_cache_dir() -> Path:
-    """$SIPP_BENCH_CACHE, else sipp-bench in the platform's own cache folder ($XDG_CACHE_HOME or ~/.cache)."""
-    if chosen := os.environ.get("SIPP_BENCH_CACHE"):
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "sipp-bench"

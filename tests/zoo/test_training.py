@@ -50,6 +50,11 @@ def digits() -> data.DataSet:
         {"weight_decay": -1.0},
         {"optimizer": "lion"},
         {"schedule": "step"},
+        {"schedule": "steps"},
+        {"milestones": (3,)},
+        {"gamma": 0.0},
+        {"warmup_epochs": -1},
+        {"augment": "rotate"},
     ],
 )
 def test_impossible_recipes_are_refused(changes: dict[str, Any]) -> None:
@@ -159,9 +164,9 @@ def test_checkpoints_are_trained_on_one_thread_and_ignore_the_global_generator(
     threads_seen = []
     real_train = training.train
 
-    def recorded(*args: Any) -> None:
+    def recorded(*args: Any, **options: Any) -> None:
         threads_seen.append(torch.get_num_threads())
-        real_train(*args)
+        real_train(*args, **options)
 
     monkeypatch.setattr(training, "train", recorded)
     threads = torch.get_num_threads()
@@ -226,9 +231,9 @@ print(training.trained_model("lenet-300-100", data.load("digits"), cache_dir={st
 
 
 def test_networks_without_a_recipe_are_refused(digits: data.DataSet, tmp_path: Path) -> None:
-    assert sorted(training.RECIPES) == models.list_models()
+    assert set(training.RECIPES) == set(training.PAPER_RECIPES) < set(models.list_models())
     with pytest.raises(OptionError, match="There is no network"):
-        training.trained_model("resnet", digits, cache_dir=tmp_path)
+        training.trained_model("resnet-21", digits, cache_dir=tmp_path)
     coloured = data.DataSet(
         "coloured",
         digits.classes,
@@ -261,3 +266,93 @@ def test_the_cache_folder_is_the_users_choice(monkeypatch: pytest.MonkeyPatch, t
     assert training.default_cache_dir() == tmp_path / "xdg" / "sipp-bench"
     monkeypatch.setenv("SIPP_BENCH_CACHE", str(tmp_path / "mine"))
     assert training.default_cache_dir() == tmp_path / "mine"
+
+
+@pytest.mark.parametrize("augment", ["none", "shift-flip"])
+@pytest.mark.parametrize("killed_after", [1, 2])
+def test_a_training_that_is_killed_goes_on_to_the_same_bits(
+    digits: data.DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int, augment: Any
+) -> None:
+    recipe = Recipe(epochs=3, batch_size=50, learning_rate=0.05, optimizer="adam", augment=augment)
+    images, labels, state_file = digits.train.images, digits.train.labels, tmp_path / "training.state"
+
+    def fresh() -> nn.Module:
+        with models.seeded(1):
+            return dropout_network()
+
+    whole = fresh()
+    training.train(whole, images, labels, recipe, 0)
+    steps = 0
+
+    def kill() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == killed_after * 22 + 5:  # in the middle of the next epoch
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.train(fresh(), images, labels, recipe, 0, after_step=kill, state=state_file)
+    assert state_file.exists()
+    resumed = fresh()
+    steps = 0
+    training.train(resumed, images, labels, recipe, 0, after_step=lambda: None, state=state_file)
+    assert equal(state(whole), state(resumed))
+    assert not state_file.exists()
+
+
+def test_a_damaged_state_is_an_error_that_names_it(digits: data.DataSet, tmp_path: Path) -> None:
+    file = tmp_path / "x.state"
+    file.write_bytes(b"half of")
+    with pytest.raises(CheckpointError, match=r"x\.state holds cannot go on.*Delete that file"):
+        training.train(dropout_network(), digits.train.images, digits.train.labels, SHORT, 0, state=file)
+
+
+def test_an_early_checkpoint_is_a_part_of_the_whole_training(digits: data.DataSet, tmp_path: Path) -> None:
+    early = training.trained_model("lenet-300-100", digits, cache_dir=tmp_path, recipe=SHORT, last_epoch=1)
+    start = training.trained_model("lenet-300-100", digits, cache_dir=tmp_path, recipe=SHORT, last_epoch=0)
+    whole = training.trained_model("lenet-300-100", digits, cache_dir=tmp_path, recipe=SHORT)
+    assert len({early.key, start.key, whole.key}) == 3
+    assert equal(state(start.model), state(models.build("lenet-300-100", digits.input_shape)))
+    # Plain gradient descent has no momentum that would begin anew.
+    recipe = Recipe(epochs=2, batch_size=50, learning_rate=0.05, momentum=0.0)
+    one, two = (models.build("lenet-300-100", digits.input_shape) for _ in range(2))
+    images, labels = digits.train.images, digits.train.labels
+    training.train(one, images, labels, recipe, 0)
+    training.train(two, images, labels, recipe, 0, last_epoch=1)
+    training.train(two, images, labels, recipe, 0, first_epoch=1)
+    assert equal(state(one), state(two))
+    with pytest.raises(OptionError, match="cannot run 1 to 3"):
+        training.train(two, images, labels, recipe, 0, first_epoch=1, last_epoch=3)
+
+
+def test_rates_of_steps_and_warmup() -> None:
+    recipe = Recipe(6, 1, 1.0, schedule="steps", milestones=(2, 4), gamma=0.1, warmup_epochs=1)
+    rates = [recipe.rate(step, 2) for step in range(12)]
+    assert rates == pytest.approx([0.5, 1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.01])
+    assert training.recipe_for("resnet-20", "paper").rate(100 * 10, 10) == pytest.approx(0.01)
+
+
+def test_checkpoints_of_older_recipes_keep_their_keys() -> None:
+    assert set(training.RECIPES["lenet-5"].description()) == {
+        *("epochs", "batch_size", "learning_rate", "optimizer", "momentum", "weight_decay", "schedule")
+    }
+    assert training.recipe_for("resnet-20", "paper").description()["milestones"] == [91, 136]
+
+
+def test_augmentation_moves_and_mirrors_images_and_nothing_else() -> None:
+    images = torch.zeros(400, 2, 8, 10)
+    images[:, 0, 3, 4] = 1
+    images[:, 1, 3, 5] = 2
+    torch.manual_seed(0)
+    moved = training._augmented(images, "shift")
+    assert moved.shape == images.shape
+    ones, twos = moved[:, 0].nonzero(), moved[:, 1].nonzero()
+    assert len({tuple(place[1:].tolist()) for place in ones}) > 30
+    seen = dict(zip(ones[:, 0].tolist(), ones[:, 1:].tolist(), strict=True))
+    assert all(seen[i] == [y, x - 1] for i, y, x in twos.tolist() if i in seen)
+    mirrored = training._augmented(images, "shift-flip")
+    left = mirrored[:, 0].nonzero()
+    right = {i: x for i, y, x in mirrored[:, 1].nonzero().tolist()}
+    sides = [right[i] - x for i, y, x in left.tolist() if i in right]
+    assert set(sides) == {-1, 1}
+    assert 0.4 < sides.count(1) / len(sides) < 0.6

@@ -35,7 +35,9 @@ _CELLS = (
     # Whole numbers, but missing from failed cells, which a column of integers can't say.
     | dict.fromkeys(("weights", "requested", "kept", "achieved_keep"), "float64")
     | dict.fromkeys(("multiply_adds", "dense_multiply_adds", "num_points", "delta"), "float64")
-    | {"mask_sha256": "object", "checkpoint_sha256": "object"}
+    # Of protocols that retrain: before retraining, and of the control. `accuracy` is that after the last epoch.
+    | dict.fromkeys(("pruned_accuracy", "pruned_loss", "control_accuracy", "control_loss"), "float64")
+    | {"mask_sha256": "object", "checkpoint_sha256": "object", "retrained_sha256": "object"}
 )
 _LAYERS = (
     _KEYS
@@ -53,7 +55,7 @@ _CHECKS = (
     | dict.fromkeys(("drawn", "exceeding_certain", "active"), "int64")
     | {"exceeding_rate": "float64"}
 )
-_SECONDS = ("fit_seconds", "prune_seconds", "evaluate_seconds", "check_seconds")
+_SECONDS = ("fit_seconds", "prune_seconds", "evaluate_seconds", "check_seconds", "protocol_seconds")
 _TIMINGS = {"id": "str"} | dict.fromkeys(_SECONDS, "float64")
 
 _SYSTEM = ("machine", "versions", "commit", "dirty")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import sipp_bench as sb
-from sipp_bench import checks, metrics
+from sipp_bench import checks, metrics, protocols
 from sipp_bench.errors import StoreError
 from sipp_bench.measures.cell import cost_measures, prediction_measures
 from sipp_bench.measures.predictions import predict
@@ -30,14 +30,22 @@ from sipp_bench.zoo import data, models, training
 _Result = TypeVar("_Result")
 
 
-def run(suite: Suite, output: Path | str, *, cache_dir: Path | None = None, progress: bool = True) -> Run:
+def run(
+    suite: Suite,
+    output: Path | str,
+    *,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+    download: bool = False,
+) -> Run:
     """Measure every cell of `suite` that the folder `output` does not hold yet, and return the whole run.
 
     A cell that raises is recorded as failed and the others go on; the next run tries failed cells again.
     Interrupting or killing the process loses the cell in flight. A cell's results depend on the cell alone,
     not on which others ran before it in the same process: a run in pieces gives the files of one in one go.
 
-    cache_dir: where trained networks are kept; None for the default of `training.trained_model`.
+    cache_dir: where trained networks are kept; None for the default of `training.trained_model`. download: fetch data
+    that is not on the machine.
     Raises StoreError when the folder cannot be used.
     """
     cells = suite.cells()
@@ -54,7 +62,7 @@ def run(suite: Suite, output: Path | str, *, cache_dir: Path | None = None, prog
             _deterministic(),
             tqdm(total=len(cells), initial=len(cells) - len(missing), unit="cell", disable=not progress) as bar,
         ):
-            runner = _Runner(suite, store, bar, cache_dir)
+            runner = _Runner(suite, store, bar, cache_dir, download)
             for _, group in groupby(missing, lambda cell: (cell.network, cell.data, cell.seed)):
                 runner.run_target(list(group))
     return load_run(output)
@@ -81,6 +89,7 @@ class _Runner:
     store: Store
     bar: "tqdm[Any]"
     cache_dir: Path | None
+    download: bool
 
     def run_target(self, cells: list[Cell]) -> None:
         """Run `cells`, all of one network, data set and seed."""
@@ -92,13 +101,9 @@ class _Runner:
     def _run_method(self, subject: _Subject, cells: list[Cell]) -> None:
         """Fit once, then run `cells`, which differ in their keep ratio only."""
         method = self._method(cells[0])
-        images, labels = subject.points.images, subject.points.labels
         with self._recording_failure(cells):
             self.bar.set_postfix_str(f"{cells[0].network}, seed {cells[0].seed}, {method.label}")
-            with models.seeded(cells[0].seed):
-                fitted, fit_seconds = _timed(
-                    lambda: sb.fit(subject.trained.model, images, method=method.name, labels=labels, **method.options)
-                )
+            fitted, fit_seconds = _timed(lambda: self._fit(subject, cells[0], subject.trained.model))
             for cell in cells:
                 with self._recording_failure([cell]), models.seeded(cell.seed):
                     result, timing, blocks = self._measure(subject, fitted, cell)
@@ -108,28 +113,57 @@ class _Runner:
 
     def _prepare(self, cell: Cell) -> _Subject:
         self.bar.set_postfix_str(f"{cell.network}, seed {cell.seed}, training")
-        dataset = data.load(cell.data, seed=cell.seed)
+        dataset = data.load(cell.data, seed=cell.seed, download=self.download)
         self.store.record("data", cell.data, {"sha256": dataset.sha256})
-        trained = training.trained_model(cell.network, dataset, seed=cell.seed, cache_dir=self.cache_dir)
+        trained = self._trained(cell, dataset)
         name = f"{cell.network} on {cell.data}, seed {cell.seed}"
         self.store.record("checkpoints", name, {"sha256": trained.sha256, "key": trained.key})
         wanted = self.suite.points
         if isinstance(wanted, str):  # "sample-size", the only word that suites take there
             wanted = sb.sample_size(trained.model, example=dataset.points.images[:1])
         points = _draw(dataset.points, wanted, cell.seed)
+        dataset.require_points(points)
         fresh = _draw(dataset.validation, len(points), cell.seed)
         return _Subject(trained, dataset, points, fresh, *_evaluate(trained.model, dataset))
+
+    def _trained(self, cell: Cell, dataset: data.DataSet, last_epoch: int | None = None) -> training.Trained:
+        recipe = self.suite.target_of(cell).training_recipe()
+        if recipe is None:
+            return training.pretrained_model(cell.network, dataset)
+        return training.trained_model(
+            cell.network, dataset, seed=cell.seed, cache_dir=self.cache_dir, recipe=recipe, last_epoch=last_epoch
+        )
+
+    def _fit(self, subject: _Subject, cell: Cell, model: nn.Module) -> sb.Fitted:
+        method, points = self._method(cell), subject.points
+        with models.seeded(cell.seed):
+            return sb.fit(model, points.images, method=method.name, labels=points.labels, **method.options)
+
+    def _task(self, subject: _Subject, fitted: sb.Fitted, cell: Cell) -> protocols.Task:
+        return protocols.Task(
+            fitted=fitted,
+            fit=lambda model: self._fit(subject, cell, model),
+            early=lambda epoch: self._trained(cell, subject.dataset, last_epoch=epoch).model,
+            train=subject.dataset.train,
+            recipe=self.suite.target_of(cell).training_recipe(),
+            keep=cell.keep,
+            seed=cell.seed,
+        )
 
     def _measure(
         self, subject: _Subject, fitted: sb.Fitted, cell: Cell
     ) -> tuple[dict[str, Any], dict[str, float], Arrays]:
         """Prune to the cell's keep ratio and measure: the result, the times and the arrays by block."""
         model, example = subject.trained.model, subject.points.images[:1]
-        pruned, prune_seconds = _timed(lambda: fitted.prune(keep=cell.keep, seed=cell.seed))
-        (scores, logits), evaluate_seconds = _timed(lambda: _evaluate(pruned.model, subject.dataset))
-        (rows, blocks), check_seconds = _timed(lambda: self._check(subject, pruned))
+        protocol = self.suite.make_protocol()
+        outcome, seconds = _timed(lambda: protocol.run(self._task(subject, fitted, cell)))
+        pruned, final = outcome.pruned, outcome.retrained or outcome.pruned
+        protocols.require_masks_held(final)
+        (scores, logits), evaluate_seconds = _timed(lambda: _evaluate(final.model, subject.dataset))
+        (rows, blocks), check_seconds = _timed(lambda: self._check(subject, outcome))
         result = {
             **scores,
+            **self._around(subject, outcome),
             "dense_accuracy": subject.dense["accuracy"],
             "dense_loss": subject.dense["loss"],
             "weights": pruned.weights,
@@ -144,19 +178,36 @@ class _Runner:
             "checkpoint_sha256": subject.trained.sha256,
             "num_points": len(subject.points),
             "delta": None if pruned.guarantee is None else pruned.guarantee.delta,
-            "guarantee": None if pruned.guarantee is None else pruned.guarantee.statement(),
+            "guarantee": None if final.guarantee is None else final.guarantee.statement(),
             "skipped": dict(fitted.skipped),
             "layers": pruned.layers.to_dict("records"),
             "checks": rows,
         }
         timing = {
-            "prune_seconds": prune_seconds,
+            # Only one-shot does nothing but prune.
+            "prune_seconds" if outcome.retrained is None else "protocol_seconds": seconds,
             "evaluate_seconds": evaluate_seconds,
             "check_seconds": check_seconds,
         }
         return result, timing, blocks
 
-    def _check(self, subject: _Subject, pruned: sb.Pruned) -> tuple[list[dict[str, Any]], Arrays]:
+    @staticmethod
+    def _around(subject: _Subject, outcome: protocols.Outcome) -> dict[str, Any]:
+        """What retraining adds: the scores before it, and those of the control; nothing without retraining."""
+        if outcome.retrained is None:
+            return {}
+        others = {"pruned": outcome.pruned, "control": outcome.control}
+        around: dict[str, Any] = {
+            f"{which}_{name}": value
+            for which, network in others.items()
+            if network is not None
+            for name, value in _evaluate(network.model, subject.dataset)[0].items()
+        }
+        return around | {"retrained_sha256": outcome.retrained.mask_sha256}
+
+    def _check(self, subject: _Subject, outcome: protocols.Outcome) -> tuple[list[dict[str, Any]], Arrays]:
+        """The guarantee, which is about the network as pruned, compared with the one that it was pruned from."""
+        pruned = outcome.pruned
         # The first claim is the one that the rows of check_cell are about.
         if pruned.guarantee is None or pruned.guarantee.claims[0] not in self.suite.checks:
             return [], {}
@@ -164,7 +215,7 @@ class _Runner:
         blocks: dict[str, dict[str, NDArray[Any]]] = {}
         parts: dict[checks.Where, data.Part] = {"S": subject.points, "fresh": subject.fresh}
         for where, part in parts.items():
-            found, arrays = checks.check_cell(subject.trained.model, pruned, part.images, where)
+            found, arrays = checks.check_cell(outcome.reference, pruned, part.images, where)
             rows += [row | {"points": len(part)} for row in found]
             for weight, named in arrays.items():
                 blocks.setdefault(weight, {}).update({name: array.numpy() for name, array in named.items()})

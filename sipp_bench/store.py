@@ -35,13 +35,15 @@ _CELLS = (
     # Whole numbers, but missing from failed cells, which a column of integers can't say.
     | dict.fromkeys(("weights", "requested", "kept", "achieved_keep"), "float64")
     | dict.fromkeys(("multiply_adds", "dense_multiply_adds", "num_points", "delta"), "float64")
-    | {"mask_sha256": "object", "checkpoint_sha256": "object"}
     # `measures.cell`; missing from run folders of before.
     | dict.fromkeys(("top5_accuracy", "dense_top5_accuracy", "agreement", "flips"), "float64")
     | dict.fromkeys(("worst_class", "worst_class_accuracy", "loss_gap"), "float64")
     | dict.fromkeys(("calibration_error", "dense_calibration_error"), "float64")
     | dict.fromkeys(("compression_ratio", "theoretical_speedup"), "float64")
     | dict.fromkeys(("class_accuracies", "class_loss_changes"), "object")  # lists, one number a class
+    # Of protocols that retrain: before retraining, and of the control. `accuracy` is that after the last epoch.
+    | dict.fromkeys(("pruned_accuracy", "pruned_loss", "control_accuracy", "control_loss"), "float64")
+    | {"mask_sha256": "object", "checkpoint_sha256": "object", "retrained_sha256": "object"}
 )
 _LAYERS = (
     _KEYS
@@ -59,7 +61,7 @@ _CHECKS = (
     | dict.fromkeys(("drawn", "exceeding_certain", "active"), "int64")
     | {"exceeding_rate": "float64"}
 )
-_SECONDS = ("fit_seconds", "prune_seconds", "evaluate_seconds", "check_seconds")
+_SECONDS = ("fit_seconds", "prune_seconds", "evaluate_seconds", "check_seconds", "protocol_seconds")
 _TIMINGS = {"id": "str"} | dict.fromkeys(_SECONDS, "float64")
 
 _SYSTEM = ("machine", "versions", "commit", "dirty")

@@ -23,6 +23,7 @@ from pydantic import (
     StrictInt,
     StrictStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -30,10 +31,12 @@ from pydantic import (
 import sipp_bench as sb
 from sipp_bench.errors import SuiteError
 from sipp_bench.phrases import describe, unknown
-from sipp_bench.zoo import data, training
+from sipp_bench.protocols import Protocol, list_protocols, make_protocol
+from sipp_bench.zoo import data, models, training
+from sipp_bench.zoo.imagenet import is_imagenet
+from sipp_bench.zoo.recipes import Recipe, RecipeName
 
 CHECKS = ("C2", "C10", "C12", "C13")
-PROTOCOLS = ("one-shot",)
 SAMPLE_SIZE = "sample-size"
 """The value of `points` that stands for the authors' rule, `sb.sample_size`."""
 
@@ -69,16 +72,32 @@ class Target(_Table):
 
     network: StrictStr
     data: StrictStr
+    recipe: RecipeName = "default"
+    """How the network is trained: by this bench's recipe, or "paper" for that of SiPP's authors."""
+    weights: Literal["trained", "pretrained"] = "trained"
+    """"pretrained" for published weights of a network of torchvision or timm, which are not trained here."""
 
     @field_validator("network")
     @classmethod
     def _known_network(cls, name: str) -> str:
-        return _choose(name, sorted(training.RECIPES), "network")
+        return name if is_imagenet(name) else _choose(name, [*training.RECIPES, *models.list_models()], "network")
 
     @field_validator("data")
     @classmethod
     def _known_data(cls, name: str) -> str:
-        return _choose(name, data.list_data(), "data set")
+        return name if data.is_known(name) else _choose(name, data.list_data(), "data set")
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> "Target":
+        if self.weights == "pretrained":
+            _require(is_imagenet(self.network), f"has no pretrained weights for {self.network}; leave weights out")
+        else:
+            training.recipe_for(self.network, self.recipe)
+        return self
+
+    def training_recipe(self) -> Recipe | None:
+        """The recipe that the network is trained by; None for published weights."""
+        return training.recipe_for(self.network, self.recipe) if self.weights == "trained" else None
 
 
 class Method(_Table):
@@ -124,6 +143,8 @@ class Suite(_Table):
     points: int | Literal["sample-size"] = 256
     """How many points of S the methods look at, or "sample-size" for the authors' rule."""
     protocol: StrictStr = "one-shot"
+    protocol_options: dict[str, Any] = Field(default_factory=dict)
+    """The protocol's own: see its class in `protocols`."""
     checks: tuple[StrictStr, ...] = CHECKS
     targets: Annotated[tuple[Target, ...], Field(alias="target")]
     methods: Annotated[tuple[Method, ...], Field(alias="method")]
@@ -182,7 +203,34 @@ class Suite(_Table):
     @field_validator("protocol")
     @classmethod
     def _known_protocol(cls, protocol: str) -> str:
-        return _choose(protocol, PROTOCOLS, "protocol")
+        return _choose(protocol, list_protocols(), "protocol")
+
+    @field_validator("protocol_options")
+    @classmethod
+    def _known_options(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "protocol" in info.data:
+            make_protocol(info.data["protocol"], **options)
+        return options
+
+    @model_validator(mode="after")
+    def _protocol_fits_targets(self) -> "Suite":
+        for target in self.targets:
+            recipe = target.training_recipe()
+            if recipe is not None:
+                self.make_protocol().check(recipe)
+            elif self.protocol != "one-shot":
+                raise ValueError(
+                    f"{target.network} has published weights and no recipe: protocol {self.protocol} cannot retrain it"
+                )
+        return self
+
+    def make_protocol(self) -> Protocol:
+        """The protocol with its options."""
+        return make_protocol(self.protocol, **self.protocol_options)
+
+    def target_of(self, cell: Cell) -> Target:
+        """The target that a cell belongs to."""
+        return next(each for each in self.targets if (each.network, each.data) == (cell.network, cell.data))
 
     @field_validator("checks")
     @classmethod

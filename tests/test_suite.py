@@ -84,7 +84,7 @@ REFUSED = {
     "unknown key in a target": (
         TOP + TARGET + "model = 'x'\n" + METHOD,
         ["target.model", "entry 1"],
-        ["Allowed: network, data"],
+        ["Allowed: network, data, recipe, weights"],
     ),
     "unknown network": (
         GOOD.replace("lenet-300-100", "lenet-300"),
@@ -100,7 +100,7 @@ REFUSED = {
     "unknown option": (GOOD + "wieghts = 'layer'\n", ["method", "entry 1"], ["wieghts"]),
     "impossible option": (GOOD + "scope = 'galaxy'\n", ["method", "entry 1"], ["galaxy"]),
     "unknown check": ("checks = ['C3']\n" + GOOD, ["checks"], ["C3", "Allowed: C2, C10, C12, C13"]),
-    "unknown protocol": ("protocol = 'two-shot'\n" + GOOD, ["protocol"], ["Allowed: one-shot"]),
+    "unknown protocol": ("protocol = 'two-shot'\n" + GOOD, ["protocol"], ["Allowed: one-shot, retrain"]),
     "keep above 1": (GOOD.replace("0.5", "1.5"), ["keep"], ["from 0 to 1", "1.5"]),
     "keep below 0": (GOOD.replace("0.5", "-0.5"), ["keep"], ["from 0 to 1"]),
     "keep is not a number": (GOOD.replace("0.5", "nan"), ["keep"], ["from 0 to 1"]),

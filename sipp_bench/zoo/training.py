@@ -31,6 +31,8 @@ __all__ = [
     "Trained",
     "default_cache_dir",
     "load_checkpoint",
+    "one_thread",
+    "pretrained_model",
     "recipe_for",
     "train",
     "trained_model",
@@ -221,7 +223,7 @@ def trained_model(
     if not cached:
         start = time.perf_counter()
         try:
-            with _one_thread():
+            with one_thread():
                 images, labels = data.train.images, data.train.labels
                 state = path.with_suffix(f".{device}.state".replace(":", "-"))
                 train(model, images, labels, recipe, seed, device, progress, last_epoch=last_epoch, state=state)
@@ -231,6 +233,17 @@ def trained_model(
             raise StoreError(f"{error} The environment variable SIPP_BENCH_CACHE sets the cache folder.") from error
     sha256 = load_checkpoint(model, path, key=key)
     return Trained(model.to(device).eval(), path, sha256, key, recipe.description(), cached, seconds)
+
+
+def pretrained_model(network: str, data: DataSet) -> Trained:
+    """A network of torchvision or timm with its published weights, downloaded unless they are on the machine.
+
+    sha256: over its tensors. Raises OptionError for a network without such weights and for data of other than their
+    1000 classes, ModelError when they cannot be downloaded.
+    """
+    model = models.build(network, data.input_shape, len(data.classes), weights="pretrained")
+    sha256 = hashlib.sha256(checkpoints.encode(model, "pretrained", {})).hexdigest()
+    return Trained(model, Path(torch.hub.get_dir()), sha256, "pretrained", {}, True, None)
 
 
 def _description(network: str, data: DataSet, seed: int, recipe: Recipe) -> dict[str, Any]:
@@ -250,7 +263,7 @@ def _description(network: str, data: DataSet, seed: int, recipe: Recipe) -> dict
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Sums are split between threads, so their rounding depends on the number of threads; hold it at one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

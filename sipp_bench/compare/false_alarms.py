@@ -45,7 +45,7 @@ def measure(
     """
     from sipp_bench.system import describe_system
 
-    pairs = operations() if pairs is None else pairs
+    pairs, system = operations() if pairs is None else pairs, describe_system()
     start, threads = time.perf_counter(), torch.get_num_threads()
     torch.set_num_threads(1)
     found: dict[str, list[list[str]]] = {"ratios to a reference": [], "seconds": []}
@@ -67,7 +67,7 @@ def measure(
         "operations": list(pairs),
         "repetitions_with": {kind: _counts(statuses) for kind, statuses in found.items()},
         "took_seconds": round(time.perf_counter() - start, 1),
-        **describe_system(),
+        **system,
     }
 
 
@@ -79,16 +79,16 @@ def operations() -> dict[str, tuple[Operation, Operation]]:
     from sipp_bench.zoo import models
 
     generator = torch.Generator().manual_seed(0)
-    patches, n, neurons = 128, 392, 150
+    patches, n, neurons = 256, 784, 300
     x = torch.rand(1, n, patches, generator=generator)
     z = torch.rand(1, 1, 2 * neurons, patches, generator=generator) + 0.1
     positive = torch.rand(1, neurons, n, generator=generator) < 0.5
     out, windows = torch.zeros(1, neurons, n), Windows(x)
     a, r = x[0].contiguous(), z[0, 0].t().contiguous()
-    square = torch.rand(448, 448, generator=generator)
+    square = torch.rand(768, 768, generator=generator)
     with models.seeded(0):
-        model = models.build("lenet-300-100", (1, 8, 8), 10).eval()
-    fitted = sb.fit(model, torch.rand(8, 1, 8, 8, generator=generator), "magnitude")
+        model = models.build("lenet-300-100", (1, 28, 28), 10).eval()
+    fitted = sb.fit(model, torch.rand(8, 1, 28, 28, generator=generator), "magnitude")
     return {
         "max-times product": (lambda: maxtimes.max_product(windows, z, positive, out), lambda: torch.mm(a, r)),
         "prune by magnitude": (lambda: fitted.prune(0.2, 0), lambda: torch.mm(square, square)),

@@ -39,7 +39,8 @@ def write_run(path: Path, meta: dict[str, Any] = META) -> Path:
         for index, cell in enumerate(CELLS):
             result = {
                 "status": "done", "error": None, "accuracy": 0.9 - 0.01 * (cell.seed % 3), "weights": 10,
-                "requested": 5, "kept": 5, "multiply_adds": 5, "num_points": 8, "delta": 0.0, "method_name": cell.method, "options": {},
+                "requested": 5, "kept": 5, "multiply_adds": 5,
+                "num_points": 8, "delta": 0.0, "method_name": cell.method, "options": {},
                 "mask_sha256": f"mask{index}", "checkpoint_sha256": f"net{cell.seed}", "layers": [LAYER],
                 "checks": [CHECK],
             }  # fmt: skip

@@ -18,7 +18,8 @@ OTHER_MACHINE = (
 def compare(base: Path, new: Path) -> Comparison:
     """Two JSON files of pytest-benchmark. Raises StoreError for a file that is none."""
     runs = [_read(path) for path in (base, new)]
-    found = [{benchmark["fullname"]: benchmark for benchmark in run["benchmarks"]} for run in runs]
+    # JSON can hold half a surrogate pair, which no file that is written here can.
+    found = [{_text(benchmark["fullname"]): benchmark for benchmark in run["benchmarks"]} for run in runs]
     if not found[0].keys() & found[1].keys():
         return nothing(str(base), str(new), "timing", "BASE and NEW have no benchmark in common.")
     machines = [_machine(run.get("machine_info")) for run in runs]
@@ -40,6 +41,10 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(listed, list) or not all(isinstance(each, dict) and "fullname" in each for each in listed):
         raise StoreError(f"{path} was not written by pytest-benchmark. Make one with: pytest --benchmark-json={path}")
     return dict(content)
+
+
+def _text(name: object) -> str:
+    return str(name).encode("utf-8", "replace").decode()
 
 
 def _timing(name: str, base: Mapping[str, Any] | None, new: Mapping[str, Any] | None, same_machine: bool) -> Timing:

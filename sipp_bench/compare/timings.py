@@ -28,9 +28,9 @@ def judge(timings: Sequence[Timing]) -> list[Finding]:
     """One finding a timing, in order. A difference needs both: medians more than 10 % apart, and a two-sided
     Mann-Whitney test, corrected by Holm over all timings here, that rejects at alpha.
 
-    No samples in NEW is a regression; none in BASE is not comparable. The test takes samples for independent. Seconds of
-    one run are not, on a machine that others share: there the rate of false alarms is above alpha (4.5 % instead of 1 %
-    in reports/baselines/false-alarms.json, where ratios had none).
+    No samples in NEW is a regression; none in BASE is not comparable. The test takes samples for independent. Seconds
+    of one run are not, on a machine that others share: there the rate of false alarms is above alpha (4.5 % instead of
+    1 % in reports/baselines/false-alarms.json, where ratios had none).
     """
     tested = [timing for timing in timings if timing.base and timing.new and timing.reason is None]
     p_values = [_p_value(timing.base, timing.new) for timing in tested]

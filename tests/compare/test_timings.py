@@ -1,6 +1,7 @@
 """Timings: planted changes are found, noise is not, and what cannot be decided is said to be so."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sipp_bench.compare import Comparison, compare
+from sipp_bench.compare.false_alarms import measure
 from sipp_bench.compare.findings import ALPHA, holm
 from sipp_bench.compare.timings import Timing, judge, smallest_p
 from sipp_bench.errors import StoreError
@@ -137,3 +139,22 @@ def test_noise_alone_is_flagged_as_rarely_as_stated(noise: float) -> None:
         rejected += any(finding.p_adjusted is not None and finding.p_adjusted <= ALPHA for finding in findings)
     assert flagged <= rejected
     assert rejected < critical_count(200, ALPHA, 1e-3)
+
+
+def test_the_measurement_of_false_alarms_counts_them() -> None:
+    seconds = iter([0.0] + 4 * [0.0005] + [0.0] + 4 * [0.002])
+
+    def work(duration: float) -> None:
+        end = time.thread_time() + duration
+        while time.thread_time() < end:
+            pass
+
+    pairs = {"slower": (lambda: work(next(seconds)), lambda: work(0.001))}
+    result = measure(repetitions=1, rounds=4, pairs=pairs)
+    # Four samples a side cannot be told apart at alpha; that is no alarm.
+    counts = result["repetitions_with"]["ratios to a reference"]
+    assert {status: found["count"] for status, found in counts.items()} == {"regression": 0, "better": 0}
+    assert counts["regression"]["rate_high"] == pytest.approx(0.975)
+    seconds = iter([0.0] + 6 * [0.0005] + [0.0] + 6 * [0.002])
+    counts = measure(repetitions=1, rounds=6, pairs=pairs)["repetitions_with"]["ratios to a reference"]
+    assert {status: found["count"] for status, found in counts.items()} == {"regression": 1, "better": 0}

@@ -1,7 +1,7 @@
 """The command line. Heavy imports are inside the commands, so that --help comes at once.
 
-Exit codes: 0 fine; 1 a cell of the run failed, a claim is falsified, or no claim was checked; 2 bad usage or input;
-130 interrupted.
+Exit codes: 0 fine; 1 a cell of the run failed, a claim is falsified, no claim was checked, or a run is worse than its
+baseline; 2 bad usage or input, or runs that do not compare; 130 interrupted.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sipp_bench import cli_theory
+from sipp_bench import cli_compare, cli_theory
 from sipp_bench.errors import OptionError, SippBenchError, StoreError
 
 if TYPE_CHECKING:
@@ -196,6 +196,7 @@ def info() -> None:
 
 
 cli_theory.register(app)
+cli_compare.register(app)
 
 
 def _report(runs: list[Path], output: Path) -> None:

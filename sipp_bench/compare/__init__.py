@@ -1,0 +1,23 @@
+"""Is NEW as good as BASE? Two run folders, or two JSON files of pytest-benchmark, compared by fixed rules."""
+
+from pathlib import Path
+
+from sipp_bench.compare import benchmarks, runs
+from sipp_bench.compare.findings import Comparison, Finding
+from sipp_bench.errors import OptionError, StoreError
+
+__all__ = ["Comparison", "Finding", "compare"]
+
+
+def compare(base: Path | str, new: Path | str) -> Comparison:
+    """Every cell, group of seeds and timing of BASE against NEW; what BASE has and NEW lacks is a regression.
+
+    Raises StoreError when one cannot be read, OptionError when one is a folder and the other a file.
+    """
+    base, new = Path(base), Path(new)
+    for path in (base, new):
+        if not path.exists():
+            raise StoreError(f"There is no {path}. Give a run folder, or a JSON file that pytest-benchmark wrote.")
+    if base.is_dir() != new.is_dir():
+        raise OptionError(f"{base} and {new} do not compare: give two run folders, or two files of pytest-benchmark.")
+    return runs.compare(base, new) if base.is_dir() else benchmarks.compare(base, new)

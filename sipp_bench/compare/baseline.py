@@ -1,0 +1,66 @@
+"""A baseline: what `compare` needs of a run folder, and the history of why it is what it is."""
+
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sipp_bench.errors import OptionError, StoreError
+from sipp_bench.files import write_atomically
+from sipp_bench.records import read_json, to_json
+from sipp_bench.store import load_run
+
+HISTORY = "history.json"
+
+
+def update(run: Path | str, output: Path | str, reason: str) -> Path:
+    """Make the folder `output` the baseline that `run` is, and add {date, commit, dirty, reason} to its history.
+
+    Arrays are left out: nothing compares them. The folder is replaced as a whole, after the new one is complete.
+    Raises OptionError for an empty reason; StoreError for a run with failed or missing cells, and for a folder that is
+    neither new nor a baseline.
+    """
+    output = Path(output)
+    if not reason.strip():
+        raise OptionError("A baseline needs a reason: say what changed, and why that is right.")
+    loaded = load_run(run)
+    failed = list(loaded.cells["id"][loaded.cells["status"] == "failed"])
+    missing = [cell for cell in loaded.meta["cells"] if cell not in set(loaded.cells["id"])]
+    if failed or missing or loaded.cells.empty:
+        problem = f"{len(failed)} failed and {len(missing)} missing cells, the first {[*failed, *missing, '-'][0]}"
+        raise StoreError(f"{loaded.path} is no baseline: it has {problem}. Run its suite again.")
+    history = _history(output)
+    system = (loaded.meta["resumed"] or [loaded.meta])[-1]
+    entry = {"date": datetime.now(UTC).date().isoformat(), "commit": system.get("commit"), "dirty": system.get("dirty")}
+    history.append(entry | {"reason": reason.strip()})
+
+    fresh = output.with_name(f".{output.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    write_atomically(fresh / "run.json", to_json(loaded.meta))
+    for cell in loaded.cells["id"]:
+        content = read_json(loaded.path / "cells" / f"{cell}.json") | {"blocks": None}
+        write_atomically(fresh / "cells" / f"{cell}.json", to_json(content))
+        timing = read_json(loaded.path / "cells" / f"{cell}.timing.json")
+        write_atomically(fresh / "cells" / f"{cell}.timing.json", to_json(timing))
+    write_atomically(fresh / HISTORY, json.dumps(history, indent=1, ensure_ascii=False) + "\n")
+    if output.exists():
+        old = output.with_name(f".{output.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        output.rename(old)
+        fresh.rename(output)
+        shutil.rmtree(old)
+    else:
+        fresh.rename(output)
+    return output
+
+
+def _history(output: Path) -> list[dict[str, object]]:
+    if not output.exists():
+        return []
+    try:
+        history = json.loads((output / HISTORY).read_bytes())
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{output} is no baseline: it has no readable {HISTORY}. Choose another with -o.") from error
+    if not isinstance(history, list):
+        raise StoreError(f"{output / HISTORY} is not a list of what was changed and why.")
+    return history

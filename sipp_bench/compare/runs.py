@@ -1,0 +1,209 @@
+"""Run folders: cells that must be equal, accuracies paired by seed, and times.
+
+What is deterministic must not change: where a cell's checkpoint is the same, the pruned weights, the counts and the
+verdicts must be equal, and the bounds equal up to rounding (`epsilon_tolerance`). Any change is a regression, since no
+program can say that it is meant: one that is meant goes into a new baseline, with the reason.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sipp_bench.compare.accuracy import compare_accuracies, rows
+from sipp_bench.compare.benchmarks import OTHER_MACHINE
+from sipp_bench.compare.findings import Comparison, Finding, nothing, sort
+from sipp_bench.compare.timings import Timing, judge
+from sipp_bench.records import read_json
+from sipp_bench.store import Run, load_run
+
+_EXACT = ("requested", "kept", "weights", "multiply_adds", "mask_sha256")
+_SETTINGS = ("method_name", "num_points", "delta")
+_UNIT = 2.0**-24
+"""Unit roundoff of float32, the precision of sensitivities."""
+
+
+def compare(base_path: Path, new_path: Path) -> Comparison:
+    """Two run folders. Raises StoreError for a folder that is none, or damaged."""
+    base, new = load_run(base_path), load_run(new_path)
+    common = set(base.cells["id"]) & set(new.cells["id"])
+    if not common:
+        return nothing(str(base_path), str(new_path), "cell", "BASE and NEW have no cell in common.")
+    # Of one experiment: only these say anything by their accuracies and times.
+    unlike = _other_settings(base, new)
+    alike = common - unlike.keys()
+    same_machine = _machines(base) == _machines(new) and len(_machines(base)) == 1
+    findings = [
+        *_cells(base, new, unlike),
+        *compare_accuracies(base, new, alike),
+        *judge(_timings(base, new, alike, same_machine)),
+    ]
+    return Comparison(str(base_path), str(new_path), "cell", sort(findings), _notes(base, new))
+
+
+def epsilon_tolerance(a: float, b: float, fan_in: int) -> float:
+    """How far one bound may be from another for rounding alone: 2 (n + 4) u max(a, b), n = fan_in, u = 2^-24.
+
+    A sensitivity is a quotient w a / sum of n non-negative products, in float32: whatever the order of the sum it is
+    within (n + 3) u relative of the exact one (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 3.1),
+    and so is a sum of sensitivities. No bound (claims C2, C10, C12, C13) has a relative change above that of the sum T
+    it is made from: min(1, T) has not, nor have the roots of T and of v, since v' T / v is at most 2. The maximum and
+    the mean over blocks keep that. Two computations are apart by twice as much; the fourth u is for float64 sums.
+    Activations are taken as equal, which they are on one machine with one version of torch.
+    """
+    return 2 * (fan_in + 4) * _UNIT * max(abs(a), abs(b))
+
+
+def _cells(base: Run, new: Run, unlike: Mapping[str, str]) -> list[Finding]:
+    """One finding a cell, those of NEW alone last; `unlike`: reasons of those that are not of one experiment."""
+    befores, afters = _by_id(base.cells), _by_id(new.cells)
+    layers, checks = [_grouped(run.layers) for run in (base, new)], [_grouped(run.checks) for run in (base, new)]
+    findings = []
+    for cell, before in befores.items():
+        after = afters.get(cell)
+        if after is None:
+            findings.append(Finding("cell", cell, "regression", "Missing in NEW."))
+        elif before["status"] == "failed" or after["status"] == "failed":
+            findings.append(_failed(cell, before, after))
+        elif cell in unlike:
+            findings.append(Finding("cell", cell, "not comparable", unlike[cell]))
+        elif before["checkpoint_sha256"] != after["checkpoint_sha256"]:
+            reason = "The checkpoints differ: the networks that were pruned are not the same."
+            findings.append(Finding("cell", cell, "not comparable", reason))
+        else:
+            changes = [
+                *(f"{k} {_short(before[k])} -> {_short(after[k])}" for k in _EXACT if _unlike(before[k], after[k])),
+                *_verdicts(checks[0].get(cell, []), checks[1].get(cell, [])),
+                *_layers(layers[0].get(cell, []), layers[1].get(cell, []), checks[0].get(cell, [])),
+            ]
+            message = "Changed: " + "; ".join(changes) + "." if changes else "Equal."
+            findings.append(Finding("cell", cell, "regression" if changes else "same", message))
+    extra = [cell for cell in afters if cell not in befores]
+    return findings + [Finding("cell", cell, "not comparable", "Not in BASE.") for cell in extra]
+
+
+def _failed(cell: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Finding:
+    if after["status"] != "failed":
+        return Finding("cell", cell, "better", "Failed in BASE, done in NEW.")
+    if before["status"] != "failed":
+        return Finding("cell", cell, "regression", f"Failed in NEW: {after['error']}")
+    return Finding("cell", cell, "not comparable", "Failed in both.")
+
+
+def _other_settings(base: Run, new: Run) -> dict[str, str]:
+    """Cells that both have done by different rules of their suites, and what differs."""
+    if base.meta["suite"]["sha256"] == new.meta["suite"]["sha256"]:
+        return {}
+    found, afters = {}, _by_id(new.cells)
+    for cell, before in _by_id(base.cells).items():
+        after = afters.get(cell)
+        if after is None or "failed" in (before["status"], after["status"]):
+            continue
+        pairs = {key: (before[key], after[key]) for key in _SETTINGS}
+        options = [read_json(run.path / "cells" / f"{cell}.json").get("options") for run in (base, new)]
+        pairs["options"] = (options[0], options[1])
+        differing = [f"{key} is {a} and {b}" for key, (a, b) in pairs.items() if _unlike(a, b)]
+        if differing:
+            found[cell] = f"The suites differ: {', '.join(differing)}."
+    return found
+
+
+def _verdicts(before: Iterable[Mapping[str, Any]], after: Iterable[Mapping[str, Any]]) -> list[str]:
+    was, now = ({(row["claim"], row["on"], row["layer"]): row["verdict"] for row in found} for found in (before, after))
+    return [
+        f"{' '.join(key)}: {was.get(key, 'no verdict')} -> {now.get(key, 'no verdict')}"
+        for key in {**was, **now}
+        if was.get(key) != now.get(key)
+    ]
+
+
+def _layers(
+    before: Iterable[Mapping[str, Any]], after: Iterable[Mapping[str, Any]], checks: Iterable[Mapping[str, Any]]
+) -> list[str]:
+    blocks = {row["layer"]: int(row["blocks"]) for row in checks}
+    was, now = ({row["layer"]: row for row in found} for found in (before, after))
+    changes = [f"layer {name} is in one run only" for name in was.keys() ^ now.keys()]
+    for name in was.keys() & now.keys():
+        old, recent = was[name], now[name]
+        changes += [
+            f"{name} {key} {old[key]} -> {recent[key]}" for key in ("requested", "kept") if old[key] != recent[key]
+        ]
+        # Two blocks a neuron. Without checks the number of neurons is not recorded: the whole weight is an upper bound.
+        fan_in = int(old["weights"]) * 2 // blocks.get(name, 2)
+        for key in ("epsilon_max", "epsilon_mean"):
+            a, b = float(old[key]), float(recent[key])
+            if not (a == b or (math.isnan(a) and math.isnan(b)) or abs(a - b) <= epsilon_tolerance(a, b, fan_in)):
+                changes.append(f"{name} {key} {a:.6g} -> {b:.6g}")
+    return sorted(changes)
+
+
+def _timings(base: Run, new: Run, common: set[str], same_machine: bool) -> list[Timing]:
+    """One a network, data, method and part of the work. The fit of a method is one sample a seed, not one a keep."""
+    samples = [_samples(run, common) for run in (base, new)]
+    reason = None if same_machine else OTHER_MACHINE
+    return [
+        Timing(name, samples[0].get(name, ()), samples[1].get(name, ()), "s", reason)
+        for name in {**samples[0], **samples[1]}
+    ]
+
+
+def _samples(run: Run, common: set[str]) -> dict[str, tuple[float, ...]]:
+    cells = _by_id(run.cells)
+    found: dict[str, dict[tuple[Any, ...], float]] = {}
+    for row in rows(run.timings):
+        if row["id"] not in common:
+            continue
+        cell = cells[row["id"]]
+        for part in ("fit", "prune", "evaluate", "check"):
+            seconds = float(row[f"{part}_seconds"])
+            key = (cell["seed"],) if part == "fit" else (cell["seed"], cell["keep"])
+            if math.isfinite(seconds):
+                name = f"{cell['network']} on {cell['data']}, {cell['method']}: {part}"
+                found.setdefault(name, {}).setdefault(key, seconds)
+    return {name: tuple(values.values()) for name, values in found.items()}
+
+
+def _machines(run: Run) -> list[Any]:
+    """The machines of a run, each once; a resumed one may have several."""
+    machines: list[Any] = []
+    for system in (run.meta, *run.meta["resumed"]):
+        if system.get("machine") not in machines:
+            machines.append(system.get("machine"))
+    return machines
+
+
+def _notes(base: Run, new: Run) -> tuple[str, ...]:
+    notes = []
+    if _machines(base) != _machines(new):
+        notes.append("The machines differ: seconds are not compared.")
+    was, now = ((run.meta["resumed"] or [run.meta])[-1].get("versions") or {} for run in (base, new))
+    notes += [f"{name} {was.get(name)} -> {now.get(name)}" for name in {**was, **now} if was.get(name) != now.get(name)]
+    if base.meta["suite"]["sha256"] != new.meta["suite"]["sha256"]:
+        notes.append("The suite files differ.")
+    return tuple(notes)
+
+
+def _by_id(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    return {row["id"]: row for row in rows(table)}
+
+
+def _grouped(table: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for row in rows(table):
+        grouped.setdefault(row["id"], []).append(row)
+    return grouped
+
+
+def _unlike(a: Any, b: Any) -> bool:
+    """Whether two values of a table differ; NaN and None stand for what is not there."""
+    return not (a == b or (_absent(a) and _absent(b)))
+
+
+def _short(value: Any) -> str:
+    return value[:12] if isinstance(value, str) else f"{value:.15g}" if isinstance(value, float) else str(value)
+
+
+def _absent(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))

@@ -1,0 +1,84 @@
+"""Two sets of samples of one timing: slower, faster, the same, or too few to tell."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from scipy import stats
+
+from sipp_bench.compare.findings import ALPHA, THRESHOLD, Finding, Status, holm
+
+_EXACT = 50
+"""Up to so many samples a side the test is exact; beyond, the normal approximation is as good."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The samples of one timing in BASE and in NEW, and their unit. `reason`: why they do not compare, if so."""
+
+    name: str
+    base: tuple[float, ...]
+    new: tuple[float, ...]
+    unit: str
+    reason: str | None = None
+
+
+def judge(timings: Sequence[Timing]) -> list[Finding]:
+    """One finding a timing, in order. A difference needs both: medians more than 10 % apart, and a two-sided
+    Mann-Whitney test, corrected by Holm over all timings here, that rejects at alpha.
+
+    No samples in NEW is a regression; none in BASE is not comparable. The test takes samples for independent. Seconds
+    of one run are not, on a machine that others share: there the rate of false alarms is above alpha (4.5 % instead of
+    1 % in reports/baselines/false-alarms.json, where ratios had none).
+    """
+    tested = [timing for timing in timings if timing.base and timing.new and timing.reason is None]
+    p_values = [_p_value(timing.base, timing.new) for timing in tested]
+    adjusted = {
+        id(timing): pair for timing, pair in zip(tested, zip(p_values, holm(p_values), strict=True), strict=True)
+    }
+    return [
+        _judged(timing, *adjusted[id(timing)], len(tested)) if id(timing) in adjusted else _untested(timing)
+        for timing in timings
+    ]
+
+
+def smallest_p(base: int, new: int) -> float:
+    """The smallest p-value that so many samples can give: two of the binomial(base + new, base) orders."""
+    return min(1.0, 2 / math.comb(base + new, base))
+
+
+def _p_value(base: Sequence[float], new: Sequence[float]) -> float:
+    # The exact distribution is that without ties.
+    exact = max(len(base), len(new)) <= _EXACT and len({*base, *new}) == len(base) + len(new)
+    return float(stats.mannwhitneyu(base, new, method="exact" if exact else "asymptotic").pvalue)
+
+
+def _judged(timing: Timing, p: float, p_adjusted: float, tests: int) -> Finding:
+    before, after = median(timing.base), median(timing.new)
+    ratio = after / before if before > 0 else math.inf if after > 0 else 1.0
+    status: Status = "same"
+    message = "No difference beyond noise and 10 %."
+    if max(ratio, 1 / ratio if ratio > 0 else math.inf) > 1 + THRESHOLD:
+        if p_adjusted <= ALPHA:
+            status = "regression" if ratio > 1 else "better"
+            message = f"{_times(ratio)} as {'slow' if ratio > 1 else 'fast'}."
+        elif smallest_p(len(timing.base), len(timing.new)) * tests > ALPHA:
+            status = "undecided"
+            message = "The medians are more than 10 % apart, but the samples are too few to tell that from noise."
+    n = (len(timing.base), len(timing.new))
+    return Finding("timing", timing.name, status, message, n, (before, after), timing.unit, p, p_adjusted)
+
+
+def _times(ratio: float) -> str:
+    """1.15 and 1 / 1.15 are both "1.15 times"."""
+    return f"{max(ratio, 1 / ratio if ratio > 0 else math.inf):.3g} times"
+
+
+def _untested(timing: Timing) -> Finding:
+    n = (len(timing.base), len(timing.new))
+    if not timing.base:
+        return Finding("timing", timing.name, "not comparable", "Not measured in BASE.", n)
+    if not timing.new:
+        return Finding("timing", timing.name, "regression", "Measured in BASE, but not in NEW.", n)
+    return Finding("timing", timing.name, "not comparable", str(timing.reason), n)

@@ -1,0 +1,241 @@
+"""Run folders against each other: each planted change is found, and nothing else."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sipp_bench.compare import Comparison, compare
+from sipp_bench.compare.runs import epsilon_tolerance
+from sipp_bench.errors import OptionError, StoreError
+from sipp_bench.store import Store
+from sipp_bench.suite import Cell
+
+SEEDS = range(8)
+CELLS = [Cell("net", "digits", seed, method, keep) for method in ("a", "b") for seed in SEEDS for keep in (0.5, 0.1)]
+MACHINE = {"cpu": "one", "cores": 2}
+META = {
+    "suite": {"name": "small", "text": "", "sha256": "abc"},
+    "cells": [cell.id for cell in CELLS],
+    "machine": MACHINE,
+    "versions": {"torch": "1"},
+    "commit": "c0ffee",
+    "dirty": False,
+}
+CHECK = {
+    "claim": "C2", "on": "S", "layer": "fc1.weight", "blocks": 2, "vacuous": 0, "exceeding": 0, "points": 8,
+    "drawn": 0, "exceeding_certain": 0, "active": 16, "verdict": "holds",
+}  # fmt: skip
+LAYER = {"layer": "fc1.weight", "weights": 10, "requested": 5, "kept": 5, "epsilon_max": 0.5, "epsilon_mean": 0.25}
+
+Change = Callable[[dict[str, Any]], object]
+
+
+def write_run(path: Path, meta: dict[str, Any] = META) -> Path:
+    with Store(path, meta) as store:
+        for index, cell in enumerate(CELLS):
+            result = {
+                "status": "done", "error": None, "accuracy": 0.9 - 0.01 * (cell.seed % 3), "weights": 10,
+                "requested": 5, "kept": 5, "multiply_adds": 5,
+                "num_points": 8, "delta": 0.0, "method_name": cell.method, "options": {},
+                "mask_sha256": f"mask{index}", "checkpoint_sha256": f"net{cell.seed}", "layers": [LAYER],
+                "checks": [CHECK],
+            }  # fmt: skip
+            jitter = 1 + 0.01 * (index % 5)
+            timing = {f"{part}_seconds": jitter for part in ("fit", "prune", "evaluate", "check")}
+            store.write_cell(cell, result, timing)
+    return path
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "base")
+
+
+@pytest.fixture
+def new(base: Path) -> Path:
+    return Path(shutil.copytree(base, base.with_name("new")))
+
+
+def edit(run: Path, change: Change, cells: list[Cell] = CELLS[:1], kind: str = "json") -> None:
+    for cell in cells:
+        file = run / "cells" / f"{cell.id}.{kind}"
+        content = json.loads(file.read_text())
+        change(content)
+        file.write_text(json.dumps(content))
+
+
+def only(comparison: Comparison, status: str) -> str:
+    """The name and message of the only finding that is not the same."""
+    (finding,) = [finding for finding in comparison.findings if finding.status != "same"]
+    assert finding.status == status
+    return f"{finding.name}: {finding.message}"
+
+
+def test_a_run_is_the_same_as_itself(base: Path) -> None:
+    comparison = compare(base, base)
+    assert comparison.exit_code == 0
+    assert comparison.counts["same"] == len(comparison.findings) == len(CELLS) + 2 + 8
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda cell: cell.update(mask_sha256="another"), "mask_sha256 mask0 -> another"),
+        (lambda cell: cell.update(kept=4), "kept 5 -> 4"),
+        (lambda cell: cell["layers"][0].update(kept=4), "fc1.weight kept 5 -> 4"),
+        (lambda cell: cell.update(requested=6), "requested 5 -> 6"),
+        (lambda cell: cell["checks"][0].update(verdict="violated"), "C2 S fc1.weight: holds -> violated"),
+        (lambda cell: cell["checks"].clear(), "holds -> no verdict"),
+        (lambda cell: cell["layers"][0].update(epsilon_max=0.500005), "epsilon_max 0.5 -> 0.500005"),
+        (lambda cell: cell["layers"][0].update(epsilon_mean=None), "epsilon_mean 0.25 -> nan"),
+        (lambda cell: cell["layers"].clear(), "layer fc1.weight is in one run only"),
+        (lambda cell: cell.update(status="failed", error="ValueError: no"), "Failed in NEW: ValueError: no"),
+    ],
+)
+def test_one_planted_change_is_a_regression(base: Path, new: Path, change: Change, said: str) -> None:
+    edit(new, change)
+    comparison = compare(base, new)
+    assert comparison.exit_code == 1
+    message = only(comparison, "regression")
+    assert CELLS[0].id in message
+    assert said in message
+
+
+def test_bounds_may_differ_by_rounding(base: Path, new: Path) -> None:
+    edit(new, lambda cell: cell["layers"][0].update(epsilon_max=0.5 + 0.9 * epsilon_tolerance(0.5, 0.5, 10)))
+    assert compare(base, new).exit_code == 0
+    assert epsilon_tolerance(0.5, 0.5, 10) == pytest.approx(0.5 * 28 * 2.0**-24)
+
+
+def test_a_missing_cell_is_a_regression(base: Path, new: Path) -> None:
+    (new / "cells" / f"{CELLS[3].id}.json").unlink()
+    comparison = compare(base, new)
+    assert comparison.exit_code == 1
+    assert only(comparison, "regression") == f"{CELLS[3].id}: Missing in NEW."
+
+
+def test_an_empty_cell_file_is_refused_by_name(base: Path, new: Path) -> None:
+    (new / "cells" / f"{CELLS[3].id}.json").write_text("")
+    with pytest.raises(StoreError, match=CELLS[3].id):
+        compare(base, new)
+
+
+def test_nothing_in_common_does_not_compare(base: Path, tmp_path: Path) -> None:
+    with Store(tmp_path / "empty", META):
+        pass
+    assert compare(base, tmp_path / "empty").exit_code == 2
+    assert compare(tmp_path / "empty", base).exit_code == 2
+
+
+def test_missing_times_and_accuracies_are_regressions(base: Path, new: Path) -> None:
+    first = [cell for cell in CELLS if cell.method == "a"]
+    edit(new, lambda timing: timing.pop("prune_seconds"), first, "timing.json")
+    assert "net on digits, a: prune: Measured in BASE, but not in NEW." in only(compare(base, new), "regression")
+    shutil.copytree(base, new, dirs_exist_ok=True)
+    edit(new, lambda cell: cell.update(accuracy=None))
+    assert "No accuracy in NEW of 1 cells" in only(compare(base, new), "regression")
+
+
+def test_other_checkpoints_do_not_compare(base: Path, new: Path) -> None:
+    edit(new, lambda cell: cell.update(checkpoint_sha256="another", mask_sha256="another"))
+    comparison = compare(base, new)
+    assert "The checkpoints differ" in only(comparison, "not comparable")
+    assert comparison.exit_code == 0, "the other cells are equal"
+    edit(new, lambda cell: cell.update(checkpoint_sha256="another"), CELLS)
+    assert compare(base, new).exit_code == 2
+
+
+def test_cells_of_other_settings_do_not_compare(base: Path, new: Path) -> None:
+    run = json.loads((new / "run.json").read_text())
+    run["suite"]["sha256"] = "another"
+    (new / "run.json").write_text(json.dumps(run))
+    assert compare(base, new).exit_code == 0
+    edit(new, lambda cell: cell.update(options={"scope": "layer"}, mask_sha256="another"))
+    comparison = compare(base, new)
+    assert "options is {} and {'scope': 'layer'}" in only(comparison, "not comparable")
+    assert "The suite files differ." in comparison.notes
+
+
+def test_cells_that_failed_before(base: Path, new: Path) -> None:
+    edit(base, lambda cell: cell.update(status="failed", error="no"))
+    assert "Failed in BASE, done in NEW" in only(compare(base, new), "better")
+    edit(new, lambda cell: cell.update(status="failed", error="no"))
+    assert "Failed in both" in only(compare(base, new), "not comparable")
+
+
+def test_times_of_other_machines_do_not_compare(base: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", META | {"machine": {"cpu": "another"}, "versions": {"torch": "2"}})
+    comparison = compare(base, other)
+    assert comparison.exit_code == 0
+    assert {f.kind for f in comparison.findings if f.status == "not comparable"} == {"timing"}
+    assert comparison.counts["not comparable"] == 8
+    assert comparison.notes == ("The machines differ: seconds are not compared.", "torch 1 -> 2")
+
+
+def test_a_slow_part_is_a_regression_and_a_fast_one_is_better(base: Path, new: Path) -> None:
+    first = [cell for cell in CELLS if cell.method == "a"]
+
+    def plant(timing: dict[str, Any]) -> None:
+        timing["prune_seconds"] *= 1.15
+        timing["check_seconds"] /= 1.12
+
+    edit(new, plant, first, "timing.json")
+    comparison = compare(base, new)
+    found = {finding.name: finding for finding in comparison.findings if finding.status != "same"}
+    assert {name: finding.status for name, finding in found.items()} == {
+        "net on digits, a: prune": "regression",
+        "net on digits, a: check": "better",
+    }
+    assert found["net on digits, a: prune"].n == (16, 16)
+
+
+def lose(points: list[float]) -> Callable[[Path], None]:
+    """Take these points of accuracy, by seed, from method a."""
+
+    def plant(run: Path) -> None:
+        for cell in CELLS:
+            if cell.method == "a":
+                edit(run, lambda c, seed=cell.seed: c.update(accuracy=c["accuracy"] - points[seed] / 100), [cell])
+
+    return plant
+
+
+@pytest.mark.parametrize(
+    ("points", "status"),
+    [
+        ([3, 4, 2, 3, 4, 2, 3, 3], "regression"),
+        ([-3, -4, -2, -3, -4, -2, -3, -3], "better"),
+        ([1, 1, 1, 1, 1, 1, 1, 1], "undecided"),
+        ([9, -9, 9, -9, 9, -9, 9, -9], "undecided"),
+        ([0.1, -0.1, 0.1, -0.1, 0.1, -0.1, 0.1, -0.1], "same"),
+    ],
+)
+def test_accuracies_are_paired_by_seed(base: Path, new: Path, points: list[float], status: str) -> None:
+    lose(points)(new)
+    (finding, other) = [finding for finding in compare(base, new).findings if finding.kind == "accuracy"][::1]
+    finding, other = sorted((finding, other), key=lambda f: f.name)
+    assert finding.status == status
+    assert other.status == "same"
+    assert finding.n == (8, 8)
+    if status == "undecided":
+        assert "too few to decide" in finding.message
+
+
+def test_other_data_do_not_compare(base: Path, new: Path) -> None:
+    run = json.loads((new / "run.json").read_text())
+    run["data"] = {"digits": {"sha256": "another"}}
+    (new / "run.json").write_text(json.dumps(run))
+    assert [f.status for f in compare(base, new).findings if f.kind == "accuracy"] == ["not comparable"] * 2
+
+
+def test_strange_arguments(base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "timing.json"
+    file.write_text('{"benchmarks": []}')
+    with pytest.raises(OptionError, match="two run folders, or two files"):
+        compare(base, file)
+    with pytest.raises(StoreError, match="There is no "):
+        compare(base, tmp_path / "nothing")

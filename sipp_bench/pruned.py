@@ -46,12 +46,15 @@ class Pruned:
         requested: int,
         guarantee: Guarantee | None,
     ) -> "Pruned":
-        """A copy of `model` with these weights; `model` stays as it is."""
+        """A copy of `model` with these weights, which it takes over; `model` stays as it is."""
         # The new weights stand in for the old ones while copying, so that no second copy of the old ones is made.
         memo = {}
         for name, parameter in model.named_parameters():
             if name in weights:
-                memo[id(parameter)] = nn.Parameter(weights[name].detach().clone(), parameter.requires_grad)
+                weight = weights[name].detach()
+                if weight.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr():
+                    weight = weight.clone()
+                memo[id(parameter)] = nn.Parameter(weight, parameter.requires_grad)
         pruned = copy.deepcopy(model, memo)
         return cls(pruned, {name: w != 0 for name, w in weights.items()}, requested, dict(layer_requests), guarantee)
 

@@ -61,7 +61,8 @@ class Pruned:
     @property
     def kept(self) -> int:
         """Prunable weights that are not 0."""
-        return sum(int(mask.sum()) for mask in self.masks.values())
+        # torch sums bools over a copy of eight bytes each; counting makes none.
+        return sum(int(torch.count_nonzero(mask)) for mask in self.masks.values())
 
     @property
     def weights(self) -> int:
@@ -78,12 +79,13 @@ class Pruned:
 
         rows = []
         for name, mask in self.masks.items():
+            kept = int(torch.count_nonzero(mask))
             row: dict[str, Any] = {
                 "layer": name,
                 "weights": mask.numel(),
                 "requested": self.layer_requests[name],
-                "kept": int(mask.sum()),
-                "achieved_keep": int(mask.sum()) / mask.numel(),
+                "kept": kept,
+                "achieved_keep": kept / mask.numel(),
             }
             epsilon = None if self.guarantee is None or self.guarantee.void else self.guarantee.epsilon[name]
             row["epsilon_max"] = float("nan") if epsilon is None else float(epsilon.max())

@@ -45,7 +45,7 @@ class ScoreMethod(Method):
         """Keep the `budget` largest scores within the scope; exact, ties included."""
         masks = largest(self.scores(observation, rng), weights, budget, self.scope)
         kept = {name: keep_only(weight, masks[name]) for name, weight in weights.items()}
-        return Selection(kept, {name: int(mask.sum()) for name, mask in masks.items()})
+        return Selection(kept, {name: int(torch.count_nonzero(mask)) for name, mask in masks.items()})
 
 
 def keep_only(weight: Tensor, mask: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from small_networks import build
 from torch import Tensor, nn
 
 import sipp_bench as sb
-from sipp_bench.methods.sampling import BlockSampler, reweighted, whole_draws
+from sipp_bench.methods.sampling import BlockSampler, Chances, reweighted, whole_draws
 from sipp_bench.metrics import block_errors
 
 
@@ -24,13 +24,24 @@ def outcomes(weights: int, draws: int) -> list[tuple[int, ...]]:
     return [c for c in itertools.product(range(draws + 1), repeat=weights) if sum(c) == draws]
 
 
-class Scripted(BlockSampler):
-    """A sampler whose one row gives the scripted counts."""
+class ScriptedChances(Chances):
+    """One row that gives the scripted counts."""
 
     script: Tensor
 
     def draw(self, draws: Tensor, rng: np.random.Generator) -> Tensor:
         return self.script
+
+
+class Scripted(BlockSampler):
+    """A sampler whose one row gives the scripted counts."""
+
+    script: Tensor
+
+    def chances(self, rows: slice) -> Chances:
+        chances = ScriptedChances(self.s[rows], self.positive[rows], self.rest[rows], self.totals[rows])
+        chances.script = self.script
+        return chances
 
 
 def signed_layer(seed: int, points: int) -> tuple[nn.Linear, Tensor]:
@@ -48,6 +59,7 @@ def test_c9_mean_variance_and_covariance_by_enumeration(seed: int, draws: tuple[
     sens = sb.measure_sensitivity(layer, x)["weight"]
     s = sensitivity(weight, patches(layer, x))
     sampler = Scripted(sens.values, sens.positive, torch.ones_like(sens.positive))
+    sampler.script = torch.zeros(1, 6)
     plus, minus = [0, 2, 3], [1, 4, 5]
     np.testing.assert_allclose(sampler.totals.numpy(), s.totals, rtol=1e-14)
     for block in (plus, minus):

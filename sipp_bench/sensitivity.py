@@ -155,7 +155,9 @@ def measure_sensitivity(
         if call.name in wanted:
             if call.name not in accumulators:
                 parameter = dict(model.named_parameters())[call.name]
-                accumulators[call.name] = _Accumulator(call.name, parameter.detach(), call.groups, patch_reduction, backend)
+                accumulators[call.name] = _Accumulator(
+                    call.name, parameter.detach(), call.groups, patch_reduction, backend
+                )
             accumulators[call.name].add(call)
 
     num_points = 0
@@ -186,6 +188,9 @@ def nothing_to_prune(model: nn.Module, skipped: Mapping[str, str]) -> str:
 
 def row_parts(rows: int, columns: int) -> Iterator[slice]:
     """Slices of whole rows, few enough numbers each that a handful of temporaries stays in the cache."""
+    # glibc hands freed memory back to the system beyond twice the largest block (of up to 32 MiB) that it has mapped and
+    # freed so far: after this one, never touched, the temporaries of one part find those of the last still there.
+    torch.empty(24 << 20, dtype=torch.uint8)
     step = max(1, PART // max(1, columns))
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
@@ -256,9 +261,7 @@ class _Accumulator:
     C1), and it keeps the sums of nearly dead neurons inside float32's range.
     """
 
-    def __init__(
-        self, name: str, weight: Tensor, groups: int, reduction: PatchReduction, backend: str | None
-    ) -> None:
+    def __init__(self, name: str, weight: Tensor, groups: int, reduction: PatchReduction, backend: str | None) -> None:
         self.name = name
         self.backend = backend
         chosen = maxtimes.choose(weight.device, torch.float32, backend)

@@ -51,7 +51,9 @@ class Plan:
 
     def requested(self) -> dict[str, int]:
         """Weights asked for, by name."""
-        return {name: int(torch.count_nonzero(kept)) + int(self.distinct[name].sum()) for name, kept in self.kept.items()}
+        return {
+            name: int(torch.count_nonzero(kept)) + int(self.distinct[name].sum()) for name, kept in self.kept.items()
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +93,7 @@ class SippMethod(Method):
         for name, distinct in plan.distinct.items():
             if bool(distinct.any()):
                 s, positive = observation.rows(name)
-                drawn = by_block(distinct, positive) > 0
-                samplers[name] = BlockSampler(s, positive, drawn & ~plan.kept[name])
+                samplers[name] = BlockSampler(s, positive, by_block(distinct > 0, positive) & ~plan.kept[name])
         draws = whole_draws(samplers, {name: plan.distinct[name] for name in samplers}) if samplers else {}
         pruned, epsilon = {}, {}
         for name, weight in weights.items():

@@ -105,15 +105,15 @@ def top_of_blocks(observation: SippObservation, name: str, weight: Tensor, k: Te
     for rows in row_parts(*s.shape):
         signs = positive[rows]
         at = by_block(threshold[rows], signs)
-        above = s[rows] > at
-        tie = (s[rows] == at) & (weight[rows].flatten(1) != 0)
-        missing = k[rows] - block_sums(above, signs)
-        crowded = (block_sums(tie, signs) > missing).any(1)
+        kept = (s[rows] >= at) & (weight[rows].flatten(1) != 0)
+        crowded = (block_sums(kept, signs) > k[rows]).any(1)
         if bool(crowded.any()):
-            some, sign = tie[crowded], signs[crowded]
-            place = torch.where(sign, (some & sign).cumsum(1), (some & ~sign).cumsum(1))
-            tie[crowded] = some & (place <= by_block(missing[crowded], sign))
-        top[rows] = above | tie
+            tie, sign = kept[crowded] & (s[rows] == at)[crowded], signs[crowded]
+            above = kept[crowded] & ~tie
+            missing = k[rows][crowded] - block_sums(above, sign)
+            place = torch.where(sign, (tie & sign).cumsum(1), (tie & ~sign).cumsum(1))
+            kept[crowded] = above | (tie & (place <= by_block(missing, sign)))
+        top[rows] = kept
     return top
 
 
@@ -122,7 +122,7 @@ def keep_all_live(observation: SippObservation, weights: Mapping[str, Tensor], b
 
     The rest of the budget goes to weights that are never active on S, the largest |w| first. None if it doesn't.
     """
-    live = sum(int((observation.rows(name)[0] > 0).sum()) for name in weights)
+    live = sum(int(torch.count_nonzero(observation.rows(name)[0])) for name in weights)
     if budget < live:
         return None
     unweighted = {name: torch.ones_like(c) for name, c in observation.block_weights.items()}

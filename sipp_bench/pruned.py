@@ -46,19 +46,23 @@ class Pruned:
         requested: int,
         guarantee: Guarantee | None,
     ) -> "Pruned":
-        """A copy of `model` with these weights; `model` stays as it is."""
+        """A copy of `model` with these weights, which it takes over; `model` stays as it is."""
         # The new weights stand in for the old ones while copying, so that no second copy of the old ones is made.
         memo = {}
         for name, parameter in model.named_parameters():
             if name in weights:
-                memo[id(parameter)] = nn.Parameter(weights[name].detach().clone(), parameter.requires_grad)
+                weight = weights[name].detach()
+                if weight.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr():
+                    weight = weight.clone()
+                memo[id(parameter)] = nn.Parameter(weight, parameter.requires_grad)
         pruned = copy.deepcopy(model, memo)
         return cls(pruned, {name: w != 0 for name, w in weights.items()}, requested, dict(layer_requests), guarantee)
 
     @property
     def kept(self) -> int:
         """Prunable weights that are not 0."""
-        return sum(int(mask.sum()) for mask in self.masks.values())
+        # torch sums bools over a copy of eight bytes each; counting makes none.
+        return sum(int(torch.count_nonzero(mask)) for mask in self.masks.values())
 
     @property
     def weights(self) -> int:
@@ -75,12 +79,13 @@ class Pruned:
 
         rows = []
         for name, mask in self.masks.items():
+            kept = int(torch.count_nonzero(mask))
             row: dict[str, Any] = {
                 "layer": name,
                 "weights": mask.numel(),
                 "requested": self.layer_requests[name],
-                "kept": int(mask.sum()),
-                "achieved_keep": int(mask.sum()) / mask.numel(),
+                "kept": kept,
+                "achieved_keep": kept / mask.numel(),
             }
             epsilon = None if self.guarantee is None or self.guarantee.void else self.guarantee.epsilon[name]
             row["epsilon_max"] = float("nan") if epsilon is None else float(epsilon.max())

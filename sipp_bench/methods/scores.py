@@ -1,8 +1,9 @@
 """Methods that score each weight and keep the largest scores: only the score differs."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,12 @@ from torch import Tensor
 from sipp_bench.allocation import apportion
 from sipp_bench.errors import OptionError
 from sipp_bench.methods.protocol import Method, Observation, Selection
+from sipp_bench.sensitivity import row_parts
 
 Scope = Literal["global", "layer", "output"]
+
+# One for negative numbers, and all of float32 that are not, by sign, exponent and 7 bits of the fraction.
+_BINS = 1 + (1 << 15)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +44,25 @@ class ScoreMethod(Method):
     ) -> Selection:
         """Keep the `budget` largest scores within the scope; exact, ties included."""
         masks = largest(self.scores(observation, rng), weights, budget, self.scope)
-        kept = {name: torch.where(masks[name], weight, 0) for name, weight in weights.items()}
-        return Selection(kept, {name: int(mask.sum()) for name, mask in masks.items()})
+        kept = {name: keep_only(weight, masks[name]) for name, weight in weights.items()}
+        return Selection(kept, {name: int(torch.count_nonzero(mask)) for name, mask in masks.items()})
+
+
+def keep_only(weight: Tensor, mask: Tensor) -> Tensor:
+    """The weight where the mask is True, else 0."""
+    # A masked copy, since torch.where is several times as slow.
+    return weight.masked_fill(~mask, 0)
+
+
+class Rows(Protocol):
+    """Scores of one weight, by slices of its rows: a tensor, or something that computes them when asked."""
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        """Scores of these rows."""
 
 
 def largest(
-    scores: Mapping[str, Tensor], weights: Mapping[str, Tensor], budget: int, scope: Scope = "global"
+    scores: Mapping[str, Rows], weights: Mapping[str, Tensor], budget: int, scope: Scope = "global"
 ) -> dict[str, Tensor]:
     """Masks that keep exactly `budget` of the largest scores.
 
@@ -52,21 +70,72 @@ def largest(
     weights as asked for are left non-zero wherever the network has them.
     """
     names = list(scores)
-    sizes = [scores[name].numel() for name in names]
+    # One dtype for all, in which scores of different layers compare exactly.
+    dtypes = [t.dtype for name in names for t in (scores[name][:1], weights[name])]
+    dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
+    layers = {name: _Layer(scores[name], weights[name].flatten(1), dtype) for name in names}
     if scope == "global":
-        flat = [_flat(scores[name], weights[name]) for name in names]
-        chosen = keep_largest(np.concatenate([s for s, _ in flat]), np.concatenate([w for _, w in flat]), budget)
-        parts = np.split(chosen, np.cumsum(sizes)[:-1])
+        _keep_largest(list(layers.values()), budget)
     else:
         nonzero = [int(torch.count_nonzero(weights[name])) for name in names]
-        parts = [
-            _within(*_flat(scores[name], weights[name]), count, scores[name].shape[0] if scope == "output" else 1)
-            for name, count in zip(names, _shares(sizes, nonzero, budget), strict=True)
-        ]
-    return {
-        name: torch.from_numpy(part).reshape(scores[name].shape).to(weights[name].device)
-        for name, part in zip(names, parts, strict=True)
-    }
+        sizes = [weights[name].numel() for name in names]
+        for layer, count in zip(layers.values(), _shares(sizes, nonzero, budget), strict=True):
+            if scope == "output":
+                _keep_largest_of_rows(layer, int(count))
+            else:
+                _keep_largest([layer], int(count))
+    return {name: layer.mask.reshape(weights[name].shape) for name, layer in layers.items()}
+
+
+class _Layer:
+    """Scores of one weight (neurons, n) as they compete, and the mask of those kept so far."""
+
+    def __init__(self, scores: Rows, weight: Tensor, dtype: torch.dtype) -> None:
+        self.scores, self.weight, self.dtype = scores, weight, dtype
+        self.has_zeros = int(torch.count_nonzero(weight)) < weight.numel()
+        self.mask = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)
+
+    def numbers(self) -> Iterator[tuple[slice, Tensor]]:
+        """By parts of rows: the scores, -1 for a weight that is 0 already."""
+        for part in row_parts(*self.weight.shape):
+            numbers = self.scores[part].flatten(1).to(self.weight.device, self.dtype)
+            yield part, torch.where(self.weight[part] == 0, -1.0, numbers) if self.has_zeros else numbers
+
+    def keep_above(self, least: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mark what is in a bin above; of what is in the bin itself: positions in the weight, scores, |w|."""
+        inside = []
+        for part, numbers in self.numbers():
+            bins = _bins(numbers)
+            self.mask[part] = bins > least
+            places = torch.from_numpy(np.flatnonzero((bins == least).cpu().numpy()))
+            chosen = places.to(numbers.device)
+            magnitudes = self.weight[part].flatten()[chosen].abs().to(self.dtype)
+            first = part.start * self.weight.shape[1]
+            inside.append((places + first, numbers.flatten()[chosen].cpu(), magnitudes.cpu()))
+        places, scores, magnitudes = (torch.cat(column) for column in zip(*inside, strict=True))
+        return places, scores, magnitudes
+
+
+def _keep_largest(layers: Sequence[_Layer], count: int) -> None:
+    """Mark the `count` largest over all layers, without a copy of all scores.
+
+    First a histogram over the leading bits of float32, whose order is that of the numbers; then an exact choice within
+    the one bin that holds the smallest score to keep.
+    """
+    if count <= 0:
+        return
+    histogram = torch.zeros(_BINS, dtype=torch.int64)
+    for layer in layers:
+        for _, numbers in layer.numbers():
+            histogram += torch.bincount(_bins(numbers).flatten(), minlength=_BINS).cpu()
+    reached = histogram.flip(0).cumsum(0).flip(0)
+    least = int((reached >= min(count, int(reached[0]))).nonzero()[-1])
+    inside = [layer.keep_above(least) for layer in layers]
+    scores, magnitudes = (torch.cat([found[index] for found in inside]).numpy() for index in (1, 2))
+    chosen = keep_largest(scores, magnitudes, count - int(reached[least]) + len(scores))
+    parts = np.split(chosen, np.cumsum([len(places) for places, _, _ in inside])[:-1])
+    for layer, (places, _, _), part in zip(layers, inside, parts, strict=True):
+        layer.mask.view(-1)[places[torch.from_numpy(part)].to(layer.mask.device)] = True
 
 
 def keep_largest(scores: npt.NDArray[Any], tie_break: npt.NDArray[Any], count: int) -> npt.NDArray[np.bool_]:
@@ -83,24 +152,36 @@ def keep_largest(scores: npt.NDArray[Any], tie_break: npt.NDArray[Any], count: i
     return kept
 
 
-def _within(scores: npt.NDArray[Any], magnitudes: npt.NDArray[Any], count: int, rows: int) -> npt.NDArray[np.bool_]:
-    """The largest in each of `rows` equal parts, which share the count."""
-    parts: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = list(
-        zip(scores.reshape(rows, -1), magnitudes.reshape(rows, -1), strict=True)
-    )
-    counts = _shares([s.size for s, _ in parts], [int(np.count_nonzero(w)) for _, w in parts], int(count))
-    return np.concatenate([keep_largest(s, w, int(c)) for (s, w), c in zip(parts, counts, strict=True)])
+def _bins(numbers: Tensor) -> Tensor:
+    """Bin of each number, rising with it: 0 for negative ones, else sign, exponent and 7 bits of the fraction, plus 1.
+
+    Rounding to float32 keeps the order, and equal numbers share a bin: adding 0 turns -0 into 0.
+    """
+    return ((numbers.float() + 0.0).view(torch.int32) >> 16).clamp_(min=-1).add_(1)
+
+
+def _keep_largest_of_rows(layer: _Layer, count: int) -> None:
+    """Mark the largest of each row; the rows share the count."""
+    rows, columns = layer.weight.shape
+    shares = _shares([columns] * rows, torch.count_nonzero(layer.weight, 1).tolist(), count)
+    for part, numbers in layer.numbers():
+        share = torch.from_numpy(shares[part]).to(numbers.device)[:, None]
+        # numpy sorts values many times faster than torch.
+        ascending = torch.from_numpy(np.sort(numbers.cpu().numpy(), axis=1)).to(numbers.device)
+        threshold = torch.where(share > 0, ascending.gather(1, (columns - share).clamp(max=columns - 1)), torch.inf)
+        kept, tie = numbers > threshold, numbers == threshold
+        missing = share - kept.sum(1, keepdim=True)
+        crowded = (tie.sum(1, keepdim=True) > missing).flatten()
+        kept |= tie & ~crowded[:, None]
+        if bool(crowded.any()):
+            keys = torch.where(tie, layer.weight[part].abs().to(layer.dtype), -1.0)[crowded]
+            order = torch.argsort(keys, dim=1, descending=True, stable=True)
+            first = (torch.arange(columns, device=keys.device) < missing[crowded]).expand_as(order)
+            kept[crowded] |= torch.zeros_like(first).scatter(1, order, first)
+        layer.mask[part] = kept
 
 
 def _shares(sizes: Sequence[int], nonzero: Sequence[int], budget: int) -> npt.NDArray[np.int64]:
     """Whole counts proportional to the weights that are not 0 already; what passes those, to the others."""
     useful = min(budget, sum(nonzero))
     return apportion(nonzero, useful) + apportion(np.subtract(sizes, nonzero), budget - useful)
-
-
-def _flat(scores: Tensor, weight: Tensor) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    magnitude = weight.abs().flatten()
-    numbers = torch.where(magnitude > 0, scores.flatten().to(magnitude.device), -1.0)
-    # numpy has no bfloat16; float32 holds every number of the half precisions.
-    numbers, magnitude = (t.float() if t.itemsize < 4 else t for t in (numbers, magnitude))
-    return numbers.cpu().numpy(), magnitude.cpu().numpy()

@@ -19,7 +19,7 @@ from sipp_bench.errors import OptionError
 from sipp_bench.guarantee import Guarantee
 from sipp_bench.methods.protocol import Method, Observation, Selection
 from sipp_bench.methods.sampling import BlockSampler, by_block, reweighted, whole_draws
-from sipp_bench.methods.scores import largest
+from sipp_bench.methods.scores import Rows, keep_only, largest
 from sipp_bench.points import Points
 from sipp_bench.sensitivity import PatchReduction, Sensitivity, block_sums, measure_sensitivity
 
@@ -51,7 +51,9 @@ class Plan:
 
     def requested(self) -> dict[str, int]:
         """Weights asked for, by name."""
-        return {name: int(kept.sum()) + int(self.distinct[name].sum()) for name, kept in self.kept.items()}
+        return {
+            name: int(torch.count_nonzero(kept)) + int(self.distinct[name].sum()) for name, kept in self.kept.items()
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,19 +93,19 @@ class SippMethod(Method):
         for name, distinct in plan.distinct.items():
             if bool(distinct.any()):
                 s, positive = observation.rows(name)
-                drawn = by_block(distinct, positive) > 0
-                samplers[name] = BlockSampler(s, positive, drawn & ~plan.kept[name])
+                samplers[name] = BlockSampler(s, positive, by_block(distinct > 0, positive) & ~plan.kept[name])
         draws = whole_draws(samplers, {name: plan.distinct[name] for name in samplers}) if samplers else {}
         pruned, epsilon = {}, {}
         for name, weight in weights.items():
-            _, positive = observation.rows(name)
+            s, positive = observation.rows(name)
             draws.setdefault(name, torch.zeros_like(plan.distinct[name], dtype=torch.int64))
-            rows = torch.where(plan.kept[name], weight.flatten(1), 0)
+            rows = keep_only(weight.flatten(1), plan.kept[name])
             if name in samplers:
-                rows = rows + reweighted(samplers[name], weight.flatten(1), draws[name], rng)
+                # No weight is both kept and drawn.
+                rows += reweighted(samplers.pop(name), weight.flatten(1), draws[name], rng)
             pruned[name] = rows.reshape(weight.shape)
-            s_rest = torch.where(plan.kept[name], 0.0, observation.rows(name)[0].double())
-            epsilon[name] = self.epsilon(block_sums(s_rest, positive), draws[name], observation)
+            rest = block_sums(s, positive, ~plan.kept[name])
+            epsilon[name] = self.epsilon(rest, draws[name], observation)
         return Selection(pruned, plan.requested(), self._guarantee(observation, epsilon, draws))
 
     def epsilon(self, rest: Tensor, draws: Tensor, observation: SippObservation) -> Tensor:
@@ -163,22 +165,24 @@ def split_delta(delta: float, count: int) -> float:
     return delta / max(count, 1)
 
 
+@dataclass(frozen=True)
+class _Weighted:
+    """c_b s of one weight, computed for the rows that are asked for."""
+
+    s: Tensor
+    positive: Tensor
+    c: Tensor
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        return self.s[rows].double() * by_block(self.c[rows], self.positive[rows])
+
+
 def keep_top(observation: SippObservation, weights: Mapping[str, Tensor], budget: int) -> dict[str, Tensor]:
     """Claim C3: the `budget` largest c_b s over all blocks, (neurons, n) masks; ties as in `largest`."""
-    scores = {}
+    # Without block weights s itself competes, in its own dtype.
+    plain = all(bool((c == 1).all()) for c in observation.block_weights.values())
+    scores: dict[str, Rows] = {}
     for name, c in observation.block_weights.items():
         s, positive = observation.rows(name)
-        scores[name] = (s.double() * by_block(c, positive)).reshape(weights[name].shape)
+        scores[name] = s if plain else _Weighted(s, positive, c)
     return {name: mask.flatten(1) for name, mask in largest(scores, weights, budget).items()}
-
-
-def ranks(observation: SippObservation, name: str, weight: Tensor) -> Tensor:
-    """Rank of each weight's s within its block, 0 for the largest, weights that are 0 last: (neurons, n) int64."""
-    s, positive = observation.rows(name)
-    s = torch.where(weight.flatten(1) != 0, s, -1.0)
-    result = torch.zeros_like(s, dtype=torch.int64)
-    for sign in (positive, ~positive):
-        order = torch.argsort(torch.where(sign, s, -2.0), dim=1, descending=True, stable=True)
-        places = torch.arange(s.shape[1], device=s.device).expand_as(order)
-        result = torch.where(sign, torch.zeros_like(result).scatter(1, order, places), result)
-    return result

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from sipp_bench.bounds import bernstein_epsilon
-from sipp_bench.methods.sampling import by_block
-from sipp_bench.methods.sipp import Plan, SamplingMethod, SippObservation, ranks
+from sipp_bench.methods.sipp import Plan, SamplingMethod, SippObservation
 from sipp_bench.methods.splits import better_split
-from sipp_bench.sensitivity import block_sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,26 +27,14 @@ class SippHybrid(SamplingMethod):
         """The better split, and in each block the better branch."""
         delta = self.split_delta(observation)
         return better_split(
-            observation, weights, budget, delta, lambda shares: self._branches(observation, weights, shares, delta)
+            observation, weights, budget, delta, lambda rest, share: self._better_branch(rest, share, delta)
         )
 
     @staticmethod
-    def _branches(
-        observation: SippObservation, weights: Mapping[str, Tensor], shares: Mapping[str, Tensor], delta: float
-    ) -> tuple[float, Plan]:
-        """The weighted sum of bounds, and the plan, for one split."""
-        cost = 0.0
-        kept, distinct = {}, {}
-        for name, share in shares.items():
-            s, positive = observation.rows(name)
-            top = ranks(observation, name, weights[name]) < by_block(share, positive)
-            dropping = block_sums(torch.where(top, 0.0, s.double()), positive).clamp(max=1)
-            totals = observation.sensitivity[name].totals
-            # A block with its whole share needs no draw; without a share there is none to make.
-            may_draw = (share > 0) & (share < observation.live(name))
-            drawing = torch.where(may_draw, bernstein_epsilon(totals, share.clamp(min=1), delta), torch.inf)
-            draw = drawing < dropping
-            kept[name] = top & ~by_block(draw, positive)
-            distinct[name] = torch.where(draw, share, 0)
-            cost += float((observation.block_weights[name] * torch.minimum(dropping, drawing)).sum())
-        return cost, Plan(kept, distinct)
+    def _better_branch(rest: Tensor, share: Tensor, delta: float) -> tuple[Tensor, Tensor]:
+        """Keep the whole share and drop the rest, or nothing and draw from all: how many to keep, and the bound."""
+        dropping = rest.gather(-1, share[..., None])[..., 0].clamp(max=1)
+        # A block with its whole share needs no draw; without a share there is none to make.
+        may_draw = (share > 0) & (share < torch.count_nonzero(rest, -1))
+        drawing = torch.where(may_draw, bernstein_epsilon(rest[..., 0], share.clamp(min=1), delta), torch.inf)
+        return torch.where(drawing < dropping, 0, share), torch.minimum(dropping, drawing)

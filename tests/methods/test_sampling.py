@@ -15,7 +15,7 @@ from small_networks import build
 from torch import Tensor, nn
 
 import sipp_bench as sb
-from sipp_bench.methods.sampling import BlockSampler, reweighted, whole_draws
+from sipp_bench.methods.sampling import BlockSampler, Chances, reweighted, whole_draws
 from sipp_bench.metrics import block_errors
 
 
@@ -24,13 +24,24 @@ def outcomes(weights: int, draws: int) -> list[tuple[int, ...]]:
     return [c for c in itertools.product(range(draws + 1), repeat=weights) if sum(c) == draws]
 
 
-class Scripted(BlockSampler):
-    """A sampler whose one row gives the scripted counts."""
+class ScriptedChances(Chances):
+    """One row that gives the scripted counts."""
 
     script: Tensor
 
     def draw(self, draws: Tensor, rng: np.random.Generator) -> Tensor:
         return self.script
+
+
+class Scripted(BlockSampler):
+    """A sampler whose one row gives the scripted counts."""
+
+    script: Tensor
+
+    def chances(self, rows: slice) -> Chances:
+        chances = ScriptedChances(self.s[rows], self.positive[rows], self.rest[rows], self.totals[rows])
+        chances.script = self.script
+        return chances
 
 
 def signed_layer(seed: int, points: int) -> tuple[nn.Linear, Tensor]:
@@ -48,6 +59,7 @@ def test_c9_mean_variance_and_covariance_by_enumeration(seed: int, draws: tuple[
     sens = sb.measure_sensitivity(layer, x)["weight"]
     s = sensitivity(weight, patches(layer, x))
     sampler = Scripted(sens.values, sens.positive, torch.ones_like(sens.positive))
+    sampler.script = torch.zeros(1, 6)
     plus, minus = [0, 2, 3], [1, 4, 5]
     np.testing.assert_allclose(sampler.totals.numpy(), s.totals, rtol=1e-14)
     for block in (plus, minus):
@@ -205,3 +217,66 @@ def test_what_is_drawn_is_decided_before_the_draw(method: str, kind: str) -> Non
                 at = torch.where(w > 0, still[:, :1], still[:, 1:])
                 assert torch.equal(first.masks[name].flatten(1)[at], other.masks[name].flatten(1)[at])
                 assert other.layer_requests == first.layer_requests
+
+
+def test_few_draws_are_multinomial_too() -> None:
+    """Blocks large enough to invert their distribution: counts against q, and never a weight with q = 0."""
+    rng = np.random.default_rng(3)
+    s = torch.from_numpy(rng.random((2, 200)))
+    s[:, ::3] = 0
+    s[0, 0], s[0, -1] = 0, 0
+    positive = torch.from_numpy(rng.random((2, 200)) < 0.5)
+    sampler = BlockSampler(s, positive, torch.ones_like(positive))
+    draws = torch.tensor([[150, 700], [799, 0]])
+    trials = 400
+    counts = torch.stack([sampler.draw(draws, rng) for _ in range(trials)])
+    assert (counts[:, s == 0] == 0).all()
+    for row, column in ((0, 0), (0, 1), (1, 0)):
+        sign = (positive[row] == (column == 0)) & (s[row] > 0)
+        assert (counts[:, row, sign].sum(1) == draws[row, column]).all()
+        expected = sampler.q[row, sign] * trials * draws[row, column]
+        large = expected > 20
+        # Draws are independent: all counts together are one multinomial; rare weights are one category.
+        seen = counts[:, row, sign].sum(0)
+        both = [torch.cat([values[large].double(), values[~large].sum()[None].double()]) for values in (seen, expected)]
+        assert stats.chisquare(both[0][both[1] > 0], both[1][both[1] > 0]).pvalue > 1e-8
+        # A single weight's count varies as a binomial's: its variance over the trials, within 8 standard errors.
+        weight = int(torch.where(sign, s[row], 0).argmax())
+        q, m = float(sampler.q[row, weight]), int(draws[row, column])
+        assert float(counts[:, row, weight].double().var()) == pytest.approx(
+            m * q * (1 - q), rel=8 * (2 / trials) ** 0.5
+        )
+
+
+class _Edges:
+    """Uniform numbers at both ends of [0, 1)."""
+
+    def random(self, size: int) -> np.ndarray:
+        return np.resize([0.0, np.nextafter(1, 0)], size)
+
+
+def test_uniform_numbers_at_their_ends_draw_a_live_weight() -> None:
+    s = torch.rand(1, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    s[0, :5], s[0, -5:] = 0, 0
+    sampler = BlockSampler(s, torch.ones_like(s).bool(), torch.ones_like(s).bool())
+    counts = sampler.draw(torch.tensor([[20, 0]]), _Edges())
+    assert counts[0, 5] == counts[0, -6] == 10
+
+
+@pytest.mark.parametrize("numbers", [1, 100, 1000])
+@pytest.mark.parametrize("method", sb.list_methods())
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_parts_of_any_size_give_the_same_network(
+    kind: str, method: str, numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, points = build(kind)
+    fitted = sb.fit(model, points, method)
+    whole = fitted.prune(0.4, 7)
+    monkeypatch.setattr("sipp_bench.sensitivity.PART", numbers)
+    parts = fitted.prune(0.4, 7)
+    if whole.guarantee is not None:
+        for name, draws in whole.guarantee.draws.items():
+            assert torch.equal(parts.guarantee.draws[name], draws)
+            torch.testing.assert_close(parts.guarantee.epsilon[name], whole.guarantee.epsilon[name], rtol=1e-14, atol=0)
+    if whole.guarantee is None or whole.guarantee.deterministic:
+        assert parts.mask_sha256 == whole.mask_sha256

@@ -54,6 +54,19 @@ def test_largest_is_exact_in_every_scope(data) -> None:
                 assert kept.min() >= dropped.max()
 
 
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 60), st.sampled_from(["global", "layer", "output"]))
+def test_largest_is_a_sort_in_every_scope(seed: int, budget: int, scope: str) -> None:
+    rng = np.random.default_rng(seed)
+    rows, columns = 6, 10
+    score, weight = (rng.choice([0.0, 0.5, 0.5 + 2**-20, 1.0], (rows, columns)) for _ in range(2))
+    mask = largest({"w": torch.from_numpy(score)}, {"w": torch.from_numpy(weight)}, budget, scope)["w"].numpy()
+    for part in range(rows) if scope == "output" else [slice(None)]:
+        s, w, kept = score[part].ravel(), weight[part].ravel(), mask[part].ravel()
+        order = sorted(range(len(s)), key=lambda j: (w[j] == 0, -s[j] if w[j] else 0, -w[j], j))
+        assert sorted(order[: kept.sum()]) == np.flatnonzero(kept).tolist()
+
+
 @pytest.mark.parametrize("method", ["magnitude", "random", "snip", "wanda", "sipp-det"])
 @pytest.mark.parametrize("keep", [0.001, 0.1, 1 / 3, 0.5, 0.999])
 def test_equal_weights_are_counted_exactly(method: str, keep: float) -> None:

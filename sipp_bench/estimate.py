@@ -10,7 +10,8 @@ from torch import nn
 
 import sipp_bench as sb
 from sipp_bench import checks, metrics
-from sipp_bench.suite import Method, Suite, Target
+from sipp_bench.suite import Suite
+from sipp_bench.suite_tables import Method, Target
 from sipp_bench.zoo import data, models, training
 from sipp_bench.zoo.recipes import Recipe
 

@@ -10,6 +10,7 @@ from torch import nn
 
 import sipp_bench as sb
 from sipp_bench import checks, metrics
+from sipp_bench.masks import require_masks_held
 from sipp_bench.suite import Suite
 from sipp_bench.suite_tables import Method, Target
 from sipp_bench.zoo import data, models, training
@@ -76,7 +77,8 @@ def _target(suite: Suite, target: Target) -> tuple[float, float]:
         epoch, epochs = _epoch(model, recipe, images, labels, train), recipe.epochs
     evaluations, retraining = 1, 0.0
     if recipe is not None and suite.protocol != "one-shot":
-        evaluations, retraining = 2, epoch * suite.make_protocol().epochs(recipe)
+        held = _epoch(model, recipe, images, labels, train, hold=True)
+        evaluations, retraining = 2, held * suite.make_protocol().epochs(recipe)
     cells = evaluation
     for method in suite.methods:
         fit, prune, check = _method(suite, method, model, images[:_POINTS], labels[:_POINTS])
@@ -97,14 +99,23 @@ def _method(
     return fit, prune, check
 
 
-def _epoch(model: nn.Module, recipe: Recipe, images: torch.Tensor, labels: torch.Tensor, train: int) -> float:
-    """Seconds of one epoch over `train` images, from a few steps on a copy of the network."""
+def _epoch(
+    model: nn.Module, recipe: Recipe, images: torch.Tensor, labels: torch.Tensor, train: int, hold: bool = False
+) -> float:
+    """Seconds of one epoch over `train` images, from a few steps, with masks held or not; the network is put back."""
+    pruned = sb.prune(model, images[:2], method="random", keep=0.5)
+
+    def after_step() -> None:
+        if hold:
+            pruned.apply_masks()
+            require_masks_held(pruned)
+
     rows = torch.arange(_STEPS * recipe.batch_size) % len(images)
     few = Recipe(1, recipe.batch_size, 1e-6, augment=recipe.augment)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with training.one_thread():
         training.train(model, images[rows[:2]], labels[rows[:2]], few, 0)  # the first call takes longer
-        _, seconds = _timed(lambda: training.train(model, images[rows], labels[rows], few, 0))
+        _, seconds = _timed(lambda: training.train(model, images[rows], labels[rows], few, 0, after_step=after_step))
     model.load_state_dict(before)
     return seconds * train / len(rows)
 

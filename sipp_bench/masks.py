@@ -14,7 +14,9 @@ def require_masks_held(pruned: Pruned) -> None:
     """Raise ModelError unless every weight that the masks leave out is 0."""
     parameters = dict(pruned.model.named_parameters())
     for name, mask in pruned.masks.items():
-        leaked = int(torch.count_nonzero(parameters[name].detach()[~mask.to(parameters[name].device)]))
+        weight = parameters[name].detach()
+        # After every step: several times faster than picking out the weights under the mask. NaN counts as non-zero.
+        leaked = int(torch.count_nonzero((weight != 0) > mask.to(weight.device)))
         if leaked:
             raise ModelError(f"{leaked} pruned weights of {name!r} came back during retraining: its mask did not hold.")
 

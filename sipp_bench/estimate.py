@@ -16,8 +16,8 @@ from sipp_bench.suite_tables import Method, Target
 from sipp_bench.zoo import data, models, training
 from sipp_bench.zoo.recipes import Recipe
 
-_STEPS, _POINTS = 3, 8
-"""Training steps, and points of a fit, that are timed."""
+_STEPS, _BATCH, _POINTS = 3, 32, 8
+"""Training steps, the images in each, and the points of a fit that are timed."""
 
 _Result = TypeVar("_Result")
 
@@ -35,8 +35,8 @@ class Estimate:
         return (
             f"{self.cells} cells on {self.networks} networks, about {_duration(self.training_seconds)} to train the "
             f"networks that are not kept from an earlier run, and {_duration(self.cell_seconds)} for the cells.\n"
-            f"How this was estimated: {_STEPS} training steps on one thread, an evaluation of one batch, and each "
-            f"method's fit, pruning and check with {_POINTS} points were timed here, on random images and untrained "
+            f"How this was estimated: {_STEPS} training steps of {_BATCH} images on one thread, an evaluation of as many, "
+            f"and each method's fit, pruning and check with {_POINTS} points were timed here, on random images and untrained "
             "networks, and multiplied by their numbers. Expect a factor of two either way, more while other programs "
             "run."
         )
@@ -63,8 +63,8 @@ def _target(suite: Suite, target: Target) -> tuple[float, float]:
     train, points_there, validation, test = data.sizes(source)
     model = models.build(target.network, source.shape, len(source.classes))
     with models.seeded(0):
-        images = torch.rand(256, *source.shape)
-    labels = torch.arange(256) % len(source.classes)
+        images = torch.rand(_STEPS * _BATCH, *source.shape)
+    labels = torch.arange(len(images)) % len(source.classes)
     recipe = target.training_recipe()
     wanted = suite.points
     if isinstance(wanted, str):
@@ -110,8 +110,8 @@ def _epoch(
             pruned.apply_masks()
             require_masks_held(pruned)
 
-    rows = torch.arange(_STEPS * recipe.batch_size) % len(images)
-    few = Recipe(1, recipe.batch_size, 1e-6, augment=recipe.augment)
+    rows = torch.arange(len(images))
+    few = Recipe(1, _BATCH, 1e-6, augment=recipe.augment)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with training.one_thread():
         training.train(model, images[rows[:2]], labels[rows[:2]], few, 0)  # the first call takes longer

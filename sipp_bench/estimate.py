@@ -35,10 +35,10 @@ class Estimate:
         return (
             f"{self.cells} cells on {self.networks} networks, about {_duration(self.training_seconds)} to train the "
             f"networks that are not kept from an earlier run, and {_duration(self.cell_seconds)} for the cells.\n"
-            f"How this was estimated: {_STEPS} training steps of {_BATCH} images on one thread, an evaluation of as many, "
-            f"and each method's fit, pruning and check with {_POINTS} points were timed here, on random images and untrained "
-            "networks, and multiplied by their numbers. Expect a factor of two either way, more while other programs "
-            "run."
+            f"How this was estimated: {_STEPS} training steps of {_BATCH} images on one thread, an evaluation of as "
+            f"many, and each method's fit, pruning and check with {_POINTS} points were timed here, on random images "
+            "and untrained networks, and multiplied by their numbers. Expect a factor of two either way, more while "
+            "other programs run."
         )
 
 

@@ -129,7 +129,8 @@ class Accumulator:
             double = self._needs_double(chunk.x, smallest, largest, int(active.sum()) == z.numel())
         if double:
             # Neither does s change when a patch is scaled, so that float64's own denormals are no trouble.
-            patches = chunk.unfold().double()
+            # A copy, since patches may be a view of the network's own activations.
+            patches = chunk.unfold().to(torch.float64, copy=True)
             _scale_(patches)
             chunk = Windows(patches.transpose(1, 2).contiguous())
             z = window_sums(chunk, magnitudes.double())

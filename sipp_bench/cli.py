@@ -67,6 +67,12 @@ def run(
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The run folder; by default runs/NAME.")] = None,
     report: Annotated[bool, typer.Option(help="Build the report in the folder's report/ at the end.")] = True,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch data that is not on this machine (see SIPP_BENCH_DATA).")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say how many cells there are and about how long they take.")
+    ] = False,
 ) -> None:
     """Run a suite: every cell's results go to the run folder at once, and running again goes on."""
     from sipp_bench.runner import run as run_suite
@@ -74,9 +80,14 @@ def run(
     from sipp_bench.suite import load_suite
 
     loaded = load_suite(suite)
+    if dry_run:
+        from sipp_bench.estimate import estimate
+
+        typer.echo(f"{loaded.name}: {estimate(loaded)}")
+        return
     folder = output or Path("runs") / loaded.name
     try:
-        finished = run_suite(loaded, folder)
+        finished = run_suite(loaded, folder, download=download)
     except KeyboardInterrupt:
         typer.echo(f"\nStopped. Finished cells are in {folder}; the same command goes on from there.", err=True)
         raise typer.Exit(130) from None

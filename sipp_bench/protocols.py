@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import nn
 
-from sipp_bench.errors import ModelError, OptionError
+from sipp_bench.errors import OptionError
+from sipp_bench.masks import require_masks_held, require_nested, shuffled, with_weights
 from sipp_bench.methods import Fitted
 from sipp_bench.phrases import unknown
 from sipp_bench.pruned import Pruned
@@ -282,39 +282,6 @@ def retrained(pruned: Pruned, task: Task, recipe: Recipe, first_epoch: int = 0) 
         )
     require_masks_held(after)
     return after
-
-
-def require_masks_held(pruned: Pruned) -> None:
-    """Raise ModelError unless every weight that the masks leave out is 0."""
-    parameters = dict(pruned.model.named_parameters())
-    for name, mask in pruned.masks.items():
-        leaked = int(torch.count_nonzero(parameters[name].detach()[~mask.to(parameters[name].device)]))
-        if leaked:
-            raise ModelError(f"{leaked} pruned weights of {name!r} came back during retraining: its mask did not hold.")
-
-
-def require_nested(pruned: Pruned, before: Pruned) -> None:
-    """Raise ModelError if `pruned` keeps a weight that `before` had pruned."""
-    for name, mask in pruned.masks.items():
-        if bool((mask & ~before.masks[name]).any()):
-            raise ModelError(f"A later step of the cascade keeps weights of {name!r} that an earlier one had pruned.")
-
-
-def with_weights(pruned: Pruned, model: nn.Module) -> Pruned:
-    """The masks of `pruned` on a copy of `model`, without a guarantee."""
-    result = dataclasses.replace(pruned, model=copy.deepcopy(model), guarantee=None)
-    result.apply_masks()
-    return result
-
-
-def shuffled(pruned: Pruned, seed: int) -> Pruned:
-    """`pruned` with its masks replaced by random ones that keep as many weights in each layer."""
-    generator = torch.Generator().manual_seed(seed)
-    masks = {
-        name: mask.flatten()[torch.randperm(mask.numel(), generator=generator)].reshape(mask.shape)
-        for name, mask in pruned.masks.items()
-    }
-    return dataclasses.replace(pruned, masks=masks)
 
 
 def _recipe(task: Task) -> Recipe:

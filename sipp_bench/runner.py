@@ -19,11 +19,13 @@ from tqdm import tqdm
 import sipp_bench as sb
 from sipp_bench import checks, metrics, protocols
 from sipp_bench.errors import StoreError
+from sipp_bench.masks import require_masks_held
 from sipp_bench.measures.cell import cost_measures, prediction_measures
 from sipp_bench.measures.predictions import predict
 from sipp_bench.records import Arrays
 from sipp_bench.store import Run, Store, load_run
-from sipp_bench.suite import Cell, Method, Suite
+from sipp_bench.suite import Cell, Suite
+from sipp_bench.suite_tables import Method
 from sipp_bench.system import describe_system
 from sipp_bench.zoo import data, models, training
 
@@ -158,7 +160,7 @@ class _Runner:
         protocol = self.suite.make_protocol()
         outcome, seconds = _timed(lambda: protocol.run(self._task(subject, fitted, cell)))
         pruned, final = outcome.pruned, outcome.retrained or outcome.pruned
-        protocols.require_masks_held(final)
+        require_masks_held(final)
         (scores, logits), evaluate_seconds = _timed(lambda: _evaluate(final.model, subject.dataset))
         (rows, blocks), check_seconds = _timed(lambda: self._check(subject, outcome))
         result = {

@@ -6,17 +6,14 @@ and what is allowed.
 """
 
 import hashlib
-import re
 import tomllib
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     PrivateAttr,
     StrictFloat,
@@ -28,22 +25,14 @@ from pydantic import (
     model_validator,
 )
 
-import sipp_bench as sb
 from sipp_bench.errors import SuiteError
 from sipp_bench.phrases import describe, unknown
 from sipp_bench.protocols import Protocol, list_protocols, make_protocol
-from sipp_bench.zoo import data, models, training
-from sipp_bench.zoo.imagenet import is_imagenet
-from sipp_bench.zoo.recipes import Recipe, RecipeName
+from sipp_bench.suite_tables import Method, Table, Target, choose, distinct, require, require_label, slug
 
 CHECKS = ("C2", "C10", "C12", "C13")
 SAMPLE_SIZE = "sample-size"
 """The value of `points` that stands for the authors' rule, `sb.sample_size`."""
-
-_Values = TypeVar("_Values", bound=Sequence[object])
-
-_LABEL = re.compile(r"[A-Za-z0-9]+([._+=-][A-Za-z0-9]+)*")
-_LABEL_RULE = "at most 80 letters and digits, separated by single '.', '_', '+', '=' or '-'"
 
 
 @dataclass(frozen=True)
@@ -60,80 +49,10 @@ class Cell:
     @property
     def id(self) -> str:
         """A readable name that is fit for a file name and differs between any two cells of a suite."""
-        return "--".join([_slug(self.network), _slug(self.data), self.method, f"s{self.seed}", f"k{self.keep!r}"])
+        return "--".join([slug(self.network), slug(self.data), self.method, f"s{self.seed}", f"k{self.keep!r}"])
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-class Target(_Table):
-    """A network and the data it is trained and tested on."""
-
-    network: StrictStr
-    data: StrictStr
-    recipe: RecipeName = "default"
-    """How the network is trained: by this bench's recipe, or "paper" for that of SiPP's authors."""
-    weights: Literal["trained", "pretrained"] = "trained"
-    """"pretrained" for published weights of a network of torchvision or timm, which are not trained here."""
-
-    @field_validator("network")
-    @classmethod
-    def _known_network(cls, name: str) -> str:
-        return name if is_imagenet(name) else _choose(name, [*training.RECIPES, *models.list_models()], "network")
-
-    @field_validator("data")
-    @classmethod
-    def _known_data(cls, name: str) -> str:
-        return name if data.is_known(name) else _choose(name, data.list_data(), "data set")
-
-    @model_validator(mode="after")
-    def _has_weights(self) -> "Target":
-        if self.weights == "pretrained":
-            _require(is_imagenet(self.network), f"has no pretrained weights for {self.network}; leave weights out")
-        else:
-            training.recipe_for(self.network, self.recipe)
-        return self
-
-    def training_recipe(self) -> Recipe | None:
-        """The recipe that the network is trained by; None for published weights."""
-        return training.recipe_for(self.network, self.recipe) if self.weights == "trained" else None
-
-
-class Method(_Table):
-    """A pruning method with its options, and the label for both in tables, figures and file names."""
-
-    name: StrictStr
-    label: StrictStr
-    options: dict[str, Any]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _gather_options(cls, table: Any) -> Any:
-        """Options stand beside the name in the file; every key but name and label is one."""
-        if not isinstance(table, dict):
-            return table
-        options = {key: value for key, value in table.items() if key not in ("name", "label")}
-        gathered = {key: table[key] for key in ("name", "label") if key in table} | {"options": options}
-        return {"label": _default_label(table.get("name"), options)} | gathered
-
-    @field_validator("name")
-    @classmethod
-    def _known_name(cls, name: str) -> str:
-        return _choose(name, sb.list_methods(), "method")
-
-    @field_validator("label")
-    @classmethod
-    def _fit_for_files(cls, label: str) -> str:
-        return _require_label(label)
-
-    @model_validator(mode="after")
-    def _known_options(self) -> "Method":
-        sb.check_options(self.name, self.options)
-        return self
-
-
-class Suite(_Table):
+class Suite(Table):
     """A validated suite file. `text` and `sha256` are those of the file it was read from."""
 
     name: StrictStr
@@ -174,27 +93,27 @@ class Suite(_Table):
     @field_validator("name")
     @classmethod
     def _name_fit_for_files(cls, name: str) -> str:
-        return _require_label(name)
+        return require_label(name)
 
     @field_validator("seeds")
     @classmethod
     def _possible_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         wrong = [seed for seed in seeds if not 0 <= seed < 2**32]
-        _require(not wrong, f"must be whole numbers from 0 to 4294967295, not {wrong}")
-        return _distinct(seeds)
+        require(not wrong, f"must be whole numbers from 0 to 4294967295, not {wrong}")
+        return distinct(seeds)
 
     @field_validator("keep")
     @classmethod
     def _possible_keep(cls, keep: tuple[float, ...]) -> tuple[float, ...]:
         wrong = [ratio for ratio in keep if not 0 <= ratio <= 1]
-        _require(not wrong, f"must be fractions from 0 to 1, not {wrong}")
-        return _distinct(tuple(map(float, keep)))
+        require(not wrong, f"must be fractions from 0 to 1, not {wrong}")
+        return distinct(tuple(map(float, keep)))
 
     @field_validator("points", mode="plain")
     @classmethod
     def _possible_points(cls, points: Any) -> int | str:
         whole = isinstance(points, int) and not isinstance(points, bool) and points >= 1
-        _require(
+        require(
             whole or points == SAMPLE_SIZE,
             f'must be a whole number from 1 on, or "{SAMPLE_SIZE}", not {points!r}',
         )
@@ -203,7 +122,7 @@ class Suite(_Table):
     @field_validator("protocol")
     @classmethod
     def _known_protocol(cls, protocol: str) -> str:
-        return _choose(protocol, list_protocols(), "protocol")
+        return choose(protocol, list_protocols(), "protocol")
 
     @field_validator("protocol_options")
     @classmethod
@@ -236,12 +155,12 @@ class Suite(_Table):
     @classmethod
     def _known_checks(cls, checks: tuple[str, ...]) -> tuple[str, ...]:
         # An empty list is fine here, unlike elsewhere: it asks for a run without checks.
-        return _distinct(tuple(_choose(check, CHECKS, "check") for check in checks)) if checks else checks
+        return distinct(tuple(choose(check, CHECKS, "check") for check in checks)) if checks else checks
 
     @field_validator("targets")
     @classmethod
     def _distinct_targets(cls, targets: tuple[Target, ...]) -> tuple[Target, ...]:
-        _distinct([f"{_slug(target.network)} on {_slug(target.data)}" for target in targets])
+        distinct([f"{slug(target.network)} on {slug(target.data)}" for target in targets])
         return targets
 
     @field_validator("methods")
@@ -249,7 +168,7 @@ class Suite(_Table):
     def _distinct_labels(cls, methods: tuple[Method, ...]) -> tuple[Method, ...]:
         # Some file systems don't tell upper case from lower case.
         labels = [method.label.lower() for method in methods]
-        _distinct(labels, hint="; give each [[method]] a label of its own")
+        distinct(labels, hint="; give each [[method]] a label of its own")
         return methods
 
 
@@ -305,37 +224,3 @@ def _shipped() -> dict[str, str]:
         return {}
     files = [file for file in folder.iterdir() if file.name.endswith(".toml")]
     return {file.name.removesuffix(".toml"): file.read_text(encoding="utf-8") for file in files}
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._]+", "-", name)
-
-
-def _default_label(name: object, options: dict[str, Any]) -> str:
-    """The name, then each option's value; what is no word of its own (a number, a yes or no) with its key."""
-    parts = [value if isinstance(value, str) else f"{key}={value}" for key, value in options.items()]
-    return "-".join([str(name), *parts])
-
-
-def _require(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise ValueError(sentence)
-
-
-def _require_label(label: str) -> str:
-    _require(_LABEL.fullmatch(label) is not None and len(label) <= 80, f"must be {_LABEL_RULE}, not {label!r}")
-    return label
-
-
-def _choose(name: str, allowed: Iterable[str], kind: str) -> str:
-    allowed = list(allowed)
-    _require(name in allowed, unknown(name, allowed, kind))
-    return name
-
-
-def _distinct(values: _Values, hint: str = "") -> _Values:
-    """`values` if there is at least one and none twice."""
-    _require(len(values) > 0, "must not be empty, or the suite has no cells")
-    twice = sorted({str(value) for value in values if list(values).count(value) > 1})
-    _require(not twice, f"has {', '.join(twice)} twice{hint}")
-    return values

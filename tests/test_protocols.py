@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import sipp_bench as sb
-from sipp_bench import metrics, protocols, runner
+from sipp_bench import masks, metrics, protocols, runner
 from sipp_bench.errors import DataError, ModelError, OptionError, SuiteError
 from sipp_bench.protocols import Task, make_protocol
 from sipp_bench.runner import run
@@ -94,7 +94,7 @@ def test_masks_hold_and_the_trained_network_stays_as_it_is(
     outcome = make_protocol(name, **RETRAINING[name]).run(make_task(method))
     assert outcome.retrained is not None
     for pruned in filter(None, (outcome.pruned, outcome.retrained, outcome.control)):
-        protocols.require_masks_held(pruned)
+        masks.require_masks_held(pruned)
         assert {n: int(mask.sum()) for n, mask in pruned.masks.items()} == {
             n: int(mask.sum()) for n, mask in outcome.pruned.masks.items()
         }
@@ -142,10 +142,10 @@ def test_a_cascade_is_geometric_and_nested(make_task: Callable[..., Task], monke
     sizes = [pruned.kept / pruned.weights for pruned in seen]
     assert sizes == pytest.approx([0.2, 0.04, 0.008], rel=0.01)
     for before, after in itertools.pairwise(seen):
-        protocols.require_nested(after, before)
+        masks.require_nested(after, before)
     assert equal(outcome.reference, seen[1].model)
     with pytest.raises(ModelError, match="an earlier one had pruned"):
-        protocols.require_nested(seen[0], seen[1])
+        masks.require_nested(seen[0], seen[1])
 
 
 def test_lr_rewind_repeats_the_last_epochs_and_rewind_starts_from_an_early_one(

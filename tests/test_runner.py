@@ -16,6 +16,7 @@ import torch
 import sipp_bench as sb
 from sipp_bench import runner
 from sipp_bench.errors import StoreError
+from sipp_bench.report.collect import collect
 from sipp_bench.runner import run, summary
 from sipp_bench.store import Run, load_run
 from sipp_bench.suite import Suite, parse_suite
@@ -338,3 +339,18 @@ def test_summary_has_dense_accuracy_methods_and_where_the_results_are(undisturbe
 )
 def test_paths_are_cut(text: str, expected: str) -> None:
     assert runner._without_paths(text) == expected
+
+
+def test_cells_without_retraining_are_as_the_first_version_wrote_them(undisturbed: Run) -> None:
+    cell = json.loads(next(undisturbed.path.glob("cells/*sipp-det--s0--k0.3.json")).read_text())
+    scores = {"accuracy", "loss"}
+    assert set(cell) == {
+        *("format", "id", "network", "data", "seed", "method", "keep", "blocks", "status", "error", "method_name"),
+        *("options", "weights", "requested", "kept", "achieved_keep", "multiply_adds", "dense_multiply_adds"),
+        *("mask_sha256", "checkpoint_sha256", "num_points", "delta", "guarantee", "skipped", "layers", "checks"),
+        *(f"{which}{score}" for which in ("", "dense_", "validation_") for score in scores),
+    }
+    assert cell["format"] == 1
+    cells = collect({"old": undisturbed}).cells
+    assert cells["pruned_accuracy"].isna().all()
+    assert cells["accuracy"].notna().all()

@@ -253,3 +253,15 @@ def test_what_float32_cannot_hold_is_not_derived() -> None:
     sens = sb.measure_sensitivity(layer, torch.tensor([[1e-30, 3e-30]]), derive_outputs=True)
     torch.testing.assert_close(sens["weight"].values, torch.tensor([[0.25, 0.75]]))
     assert sens["weight"].num_patches == 1
+
+
+def test_activations_of_a_double_network_stay_what_they_are() -> None:
+    # Shapes whose patches are a view of the input: scaling them in place would change what the network computes on.
+    layer, points = nn.Linear(3, 2).double(), torch.tensor([[1e-5, 3.0, 700.0]], dtype=torch.float64)
+    before = points.clone()
+    sb.measure_sensitivity(layer, points)
+    assert torch.equal(points, before)
+    conv, image = nn.Conv1d(1, 2, 1).double(), torch.tensor([[[1e-5, 3.0, 700.0]]], dtype=torch.float64)
+    before = image.clone()
+    sb.measure_sensitivity(conv, image)
+    assert torch.equal(image, before)

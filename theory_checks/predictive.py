@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import sipp_bench as sb
-from sipp_bench import checks, metrics, suite
+from sipp_bench import checks, metrics
 from sipp_bench.errors import OptionError
 from sipp_bench.report.style import INK, figure_style, log_ticks, method_styles, new_figure, png
+from sipp_bench.suite_tables import Method
 from sipp_bench.zoo import data as zoo_data
 from sipp_bench.zoo import training
 from theory_checks import oracle
@@ -77,7 +78,7 @@ def predictive_power(
             recipe = training.Recipe(**trained.recipe)
             recipe = dataclasses.replace(recipe, epochs=retrain_epochs, learning_rate=recipe.learning_rate / 10)
             for name, options in methods:
-                label = suite.Method(name=name, **options).label
+                label = Method(name=name, **options).label
                 fitted = sb.fit(trained.model, parts.points.images, name, **options)
                 for keep in keeps:
                     about = {"seed": seed, "method": label, "method_name": name, "keep": keep}

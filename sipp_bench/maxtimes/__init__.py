@@ -60,13 +60,10 @@ def choose(device: torch.device, dtype: torch.dtype, backend: str | None = None)
         usable = (name for name in _MODULES if module(name).unavailable(device, dtype) is None)
         # Triton's interpreter is for tests of its kernel only.
         return next(name for name in usable if name != "triton" or device.type == "cuda")
-    if dtype == torch.float64 and module(name).unavailable(device, dtype):
-        dtype, fallback = torch.float32, "torch"
-    else:
-        fallback = name
-    if why := module(name).unavailable(device, dtype):
+    lacks_double = dtype == torch.float64 and module(name).unavailable(device, dtype) is not None
+    if why := module(name).unavailable(device, torch.float32 if lacks_double else dtype):
         raise OptionError(f"The backend {name!r} can't be used for {device.type} here: {why}")
-    return fallback
+    return "torch" if lacks_double else name
 
 
 @functools.cache

@@ -2,18 +2,23 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from networks import NETWORKS, Pair
+
+# Each program starts with this: the largest memory the process has held so far, in KiB.
+PEAK = """
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+"""
 
 PROGRAM = """
 import sys, torch
 from networks import network
 from sipp_bench import measure_sensitivity
-
-def peak():
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 torch.set_num_threads(1)
 model, points = network(sys.argv[1], torch.device("cpu"))
@@ -38,10 +43,6 @@ class Points(Dataset):
     def __getitem__(self, index):
         return torch.rand(1, 28, 28, generator=torch.Generator().manual_seed(index))
 
-def peak():
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
 torch.set_num_threads(1)
 model, _ = network("lenet-300-100", torch.device("cpu"))
 measure_sensitivity(model, torch.rand(256, 1, 28, 28), batch_size=256)
@@ -52,21 +53,23 @@ print((peak() - before) * 1024)
 """
 
 
+def printed(program: str, *arguments: str) -> list[int]:
+    """The numbers that a program prints in a process of its own."""
+    command = [sys.executable, "-c", PEAK + program, *arguments]
+    folder = Path(__file__).parent
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
+    return [int(number) for number in result.stdout.split()]
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_peak_memory(name: str, pair: Pair, request: pytest.FixtureRequest) -> None:
     found: dict[str, list[int]] = {"pass": [], "forward": []}
 
     def run(what: str) -> None:
-        result = subprocess.run(
-            [sys.executable, "-c", PROGRAM, name, what],
-            capture_output=True, text=True, check=True, cwd=request.path.parent,
-        )  # fmt: skip
-        extra, weights = map(int, result.stdout.split())
+        extra, weights = printed(PROGRAM, name, what)
         # A forward's peak is its network and its activations.
         found[what].append(extra + (weights if what == "forward" else 0))
-
-    import torch
 
     pair(
         lambda: run("pass"), lambda: run("forward"), torch.device("cpu"), 1, elsewhere=True,
@@ -81,17 +84,11 @@ def test_peak_memory(name: str, pair: Pair, request: pytest.FixtureRequest) -> N
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_streamed_points_take_constant_memory(pair: Pair, request: pytest.FixtureRequest) -> None:
+def test_streamed_points_take_constant_memory(pair: Pair) -> None:
     found: dict[int, list[int]] = {100_000: [], 5_000: []}
 
     def run(points: int) -> None:
-        result = subprocess.run(
-            [sys.executable, "-c", STREAM, str(points)],
-            capture_output=True, text=True, check=True, cwd=request.path.parent,
-        )  # fmt: skip
-        found[points].append(int(result.stdout))
-
-    import torch
+        found[points] += printed(STREAM, str(points))
 
     pair(
         lambda: run(100_000), lambda: run(5_000), torch.device("cpu"), 1, elsewhere=True,

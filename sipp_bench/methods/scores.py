@@ -13,7 +13,7 @@ from torch import Tensor
 from sipp_bench.allocation import apportion
 from sipp_bench.errors import OptionError
 from sipp_bench.methods.protocol import Method, Observation, Selection
-from sipp_bench.sensitivity import row_parts
+from sipp_bench.parts import row_parts
 
 Scope = Literal["global", "layer", "output"]
 

@@ -4,6 +4,7 @@ A plan says for each block which weights are kept as they are, and how many of t
 rest is dropped). It depends on the sensitivities alone; what is drawn is decided before any draw (claim C9).
 """
 
+import functools
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from sipp_bench.guarantee import Guarantee
 from sipp_bench.methods.protocol import Method, Observation, Selection
 from sipp_bench.methods.sampling import BlockSampler, by_block, reweighted, whole_draws
 from sipp_bench.methods.scores import Rows, keep_only, largest
+from sipp_bench.parts import block_sums
 from sipp_bench.points import Points
-from sipp_bench.sensitivity import PatchReduction, Sensitivity, block_sums, measure_sensitivity
+from sipp_bench.sensitivity import PatchReduction, Sensitivity, measure_sensitivity
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,10 @@ class SippObservation(Observation):
         layer = self.sensitivity[name]
         return layer.values.flatten(1), layer.positive.flatten(1)
 
-    def live(self, name: str) -> Tensor:
-        """Weights with s > 0 in each block: (neurons, 2) float64 whole numbers."""
-        s, positive = self.rows(name)
-        return block_sums(s > 0, positive)
+    @functools.cached_property
+    def live(self) -> dict[str, Tensor]:
+        """By name, weights with s > 0 in each block: (neurons, 2) float64 whole numbers."""
+        return {name: block_sums(layer.values > 0, layer.positive) for name, layer in self.sensitivity.items()}
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class SippMethod(Method):
         for name, distinct in plan.distinct.items():
             if bool(distinct.any()):
                 s, positive = observation.rows(name)
-                samplers[name] = BlockSampler(s, positive, by_block(distinct > 0, positive) & ~plan.kept[name])
+                samplers[name] = BlockSampler(s, positive, by_block(distinct > 0, positive) > plan.kept[name])
         draws = whole_draws(samplers, {name: plan.distinct[name] for name in samplers}) if samplers else {}
         pruned, epsilon = {}, {}
         for name, weight in weights.items():

@@ -11,8 +11,9 @@ from torch import Tensor
 
 _Result = TypeVar("_Result")
 
-# Numbers in one part of a weight's rows (see `row_parts`): 1 MiB of float64. Fresh memory costs more than arithmetic.
-PART = 1 << 17
+# Numbers in one part of a weight's rows (see `row_parts`): 2 MiB of float64. Fresh memory costs more than arithmetic;
+# with less, two threads wait for each other between their operations.
+PART = 1 << 18
 
 
 def row_parts(rows: int, columns: int) -> Iterator[slice]:

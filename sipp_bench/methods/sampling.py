@@ -5,6 +5,7 @@ Rows are those of a weight flattened to (neurons, n); a row holds two blocks, to
 
 import functools
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,16 +27,24 @@ def by_block(blocks: Tensor, positive: Tensor) -> Tensor:
     return torch.where(positive, blocks[:, :1], blocks[:, 1:])
 
 
+class Streams(NamedTuple):
+    """Two generators for two ways to draw: how much one of them takes does not move the other."""
+
+    multinomial: np.random.Generator
+    uniform: np.random.Generator
+
+
 class BlockSampler:
     """Draws from the blocks of one weight with q_j = s_j / (sum of s over the block's `rest`).
 
-    s, positive, rest: (neurons, n); `rest` marks the weights to draw from, all others have q = 0. The work is done by
+    s, positive, rest: (neurons, n); `rest` marks the weights to draw from, all others have q = 0. totals: these sums
+    where they are known already, (neurons, 2) float64; of blocks without a rest any number. The work is done by
     parts of rows on the CPU, in parallel: of what is as large as the weight nothing is kept but what was given.
     """
 
-    def __init__(self, s: Tensor, positive: Tensor, rest: Tensor) -> None:
+    def __init__(self, s: Tensor, positive: Tensor, rest: Tensor, totals: Tensor | None = None) -> None:
         self.s, self.positive, self.rest = s, positive, rest
-        self.totals = block_sums(s, positive, rest)
+        self.totals = block_sums(s, positive, rest) if totals is None else totals
 
     @property
     def q(self) -> Tensor:
@@ -77,7 +86,7 @@ class BlockSampler:
 
     def draw(self, draws: Tensor, rng: np.random.Generator) -> Tensor:
         """Counts n_j of a multinomial for each block: (neurons, n) int64."""
-        return self.chances(slice(None)).draw(draws.long().cpu(), rng).to(self.s.device)
+        return self.chances(slice(None)).draw(draws.long().cpu(), Streams(*rng.spawn(2))).to(self.s.device)
 
 
 class Chances:
@@ -140,37 +149,38 @@ class Chances:
     def draw(
         self,
         draws: Tensor,
-        rng: np.random.Generator,
+        streams: Streams,
         turn: AbstractContextManager[None] = nullcontext(),  # noqa: B008  # it has no state
     ) -> Tensor:
-        """Counts n_j of a multinomial for each block: (rows, n) int64. `rng` is used within `turn` only."""
+        """Counts n_j of a multinomial for each block: (rows, n) int64. The streams are used within `turn` only.
+
+        Blocks take from them row by row, so that the counts do not depend on which rows are a part.
+        """
         columns = self.q.shape[1]
         counts = torch.zeros(self.q.shape, dtype=torch.int64)
         # Inverting the distribution function takes time by the draw, numpy's multinomial by the weight.
         few = (draws > 0) & (draws < 4 * columns) & (columns >= _FEWEST_WEIGHTS)
         many = (draws > 0) & ~few
-        prepared = [self._sorted(many[:, column], sign) for column, sign in enumerate((self.plus, self.minus))]
-        drawn: list[npt.NDArray[np.int64]] = []
-        uniform: list[npt.NDArray[np.float64]] = []
-        with turn:
-            for column, (q, _) in enumerate(prepared):
-                drawn.append(rng.multinomial(draws[many[:, column], column].numpy(), q.numpy()))
-                uniform.append(1 - rng.random(int(draws[few[:, column], column].sum())))
-        for column, (sign, (_, order)) in enumerate(zip((self.plus, self.minus), prepared, strict=True)):
-            counts[many[:, column]] += torch.zeros_like(order).scatter(1, order, torch.from_numpy(drawn[column]))
-            rows = few[:, column].nonzero().flatten()
-            reached = (self.q[rows] * sign[rows]).cumsum(1).numpy()
-            ends = draws[rows, column].cumsum(0).numpy()
-            for row, cumulative, numbers in zip(rows, reached, np.split(uniform[column], ends[:-1]), strict=False):
-                counts[row] += torch.from_numpy(_inverted(cumulative, numbers))
-        return counts
-
-    def _sorted(self, rows: Tensor, sign: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities of the rows' blocks of one sign, as numpy's multinomial wants them, and their places."""
-        q = self.q[rows] * sign[rows]
         # numpy insists that probabilities do not pass 1 by rounding, and gives the last one all that rounding leaves
         # over: the largest, where it does not show (and never one with q = 0).
-        return (q / q.sum(1, keepdim=True).clamp(min=1)).sort(dim=1)
+        q, (rows, _) = self._blocks(many)
+        q, order = (q / q.sum(1, keepdim=True).clamp(min=1)).sort(dim=1)
+        sizes = draws[few]
+        with turn:
+            drawn: npt.NDArray[np.int64] = streams.multinomial.multinomial(draws[many].numpy(), q.numpy())
+            uniform = 1 - streams.uniform.random(int(sizes.sum()))
+        counts.index_add_(0, rows, torch.zeros_like(order).scatter_(1, order, torch.from_numpy(drawn)))
+        q, (rows, _) = self._blocks(few)
+        each = np.split(uniform, sizes.cumsum(0)[:-1].numpy())
+        for row, cumulative, numbers in zip(rows.tolist(), q.cumsum(1).numpy(), each, strict=False):
+            counts[row] += torch.from_numpy(_inverted(cumulative, numbers))
+        return counts
+
+    def _blocks(self, chosen: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Of the blocks chosen by a mask (rows, 2), row by row: q (blocks, n), 0 outside; and the blocks' places."""
+        row, column = chosen.nonzero(as_tuple=True)
+        sign = self.plus[row].sub_(column[:, None]).abs_()
+        return sign.mul_(self.q[row]), (row, column)
 
 
 def _inverted(cumulative: npt.NDArray[np.float64], uniform: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
@@ -187,8 +197,9 @@ def _inverted(cumulative: npt.NDArray[np.float64], uniform: npt.NDArray[np.float
 def reweighted(sampler: BlockSampler, weight: Tensor, draws: Tensor, rng: np.random.Generator) -> Tensor:
     """what_j = n_j / (m q_j) w_j after draws (neurons, 2) from each block, in the dtype of the weight (claim C9).
 
-    The same for any number of threads: the parts of rows draw from `rng` in their order.
+    The same for any number of threads and any size of the parts: they draw in the order of the rows.
     """
+    streams = Streams(*rng.spawn(2))
     result = torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device)
     turns = Turns()
 
@@ -197,7 +208,7 @@ def reweighted(sampler: BlockSampler, weight: Tensor, draws: Tensor, rng: np.ran
             whole = draws[rows].cpu().long()
             if bool(whole.any()):
                 chances = sampler.chances(rows)
-                counts = chances.draw(whole, rng, turns.turn(rows))
+                counts = chances.draw(whole, streams, turns.turn(rows))
                 # Where nothing was drawn 0 is divided: by anything but 0.
                 expected = chances.spread(whole.double()).mul_(chances.q).clamp_(min=5e-324)
                 # Adding 0 turns the -0 of a negative weight into 0.

@@ -91,23 +91,23 @@ class SippMethod(Method):
         """Plan, draw, reweight; see `Method.select`."""
         assert isinstance(observation, SippObservation)
         plan = self.plan(observation, weights, budget)
-        samplers = {}
+        samplers, rest = {}, {}
         for name, distinct in plan.distinct.items():
+            s, positive = observation.rows(name)
+            rest[name] = block_sums(s, positive, ~plan.kept[name])
             if bool(distinct.any()):
-                s, positive = observation.rows(name)
-                samplers[name] = BlockSampler(s, positive, by_block(distinct > 0, positive) > plan.kept[name])
+                drawn = by_block(distinct > 0, positive) > plan.kept[name]
+                samplers[name] = BlockSampler(s, positive, drawn, rest[name])
         draws = whole_draws(samplers, {name: plan.distinct[name] for name in samplers}) if samplers else {}
         pruned, epsilon = {}, {}
         for name, weight in weights.items():
-            s, positive = observation.rows(name)
             draws.setdefault(name, torch.zeros_like(plan.distinct[name], dtype=torch.int64))
             rows = keep_only(weight.flatten(1), plan.kept[name])
             if name in samplers:
                 # No weight is both kept and drawn.
                 rows += reweighted(samplers.pop(name), weight.flatten(1), draws[name], rng)
             pruned[name] = rows.reshape(weight.shape)
-            rest = block_sums(s, positive, ~plan.kept[name])
-            epsilon[name] = self.epsilon(rest, draws[name], observation)
+            epsilon[name] = self.epsilon(rest[name], draws[name], observation)
         return Selection(pruned, plan.requested(), self._guarantee(observation, epsilon, draws))
 
     def epsilon(self, rest: Tensor, draws: Tensor, observation: SippObservation) -> Tensor:

@@ -11,7 +11,7 @@ from sipp_bench.methods.sampling import by_block
 from sipp_bench.methods.sipp import Plan, SippObservation, keep_top
 from sipp_bench.parts import block_sums, over_parts
 
-BestK = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+BestK = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def split_for_draws(observation: SippObservation, budget: int, delta: float) -> dict[str, Tensor]:
@@ -51,9 +51,9 @@ def better_split(
 ) -> Plan:
     """The plan of smaller cost among those for the split of claim C3 and that of claim C5; both depend on s alone.
 
-    best_k: for blocks of any shape (...), from T_R after keeping the k largest s, (..., n + 1) for k = 0..n, and the
-    share of each block, (...): how many to keep, the rest of the share being drawn, and the bound. Cost: the weighted
-    sum of the bounds.
+    best_k: for blocks of any shape (...), from T_R after keeping the k largest s, (..., n + 1) for k = 0..n, the share
+    of each block and its number of weights with s > 0, (...): how many to keep, the rest of the share being drawn, and
+    the bound. Cost: the weighted sum of the bounds.
     """
     if (everything := keep_all_live(observation, weights, budget)) is not None:
         return everything
@@ -61,7 +61,8 @@ def better_split(
     costs = [0.0] * len(splits)
     choices: list[dict[str, tuple[Tensor, Tensor]]] = [{} for _ in splits]
     for name, c in observation.block_weights.items():
-        found = _best_of_blocks(*observation.rows(name), [shares[name] for shares in splits], best_k)
+        given = [shares[name] for shares in splits]
+        found = _best_of_blocks(*observation.rows(name), given, observation.live[name], best_k)
         for index, (k, least, bound) in enumerate(found):
             costs[index] += float((c * bound).sum())
             choices[index][name] = k.long(), least
@@ -70,7 +71,7 @@ def better_split(
     return Plan(kept, {name: share - choices[best][name][0] for name, share in splits[best].items()})
 
 
-def _best_of_blocks(s: Tensor, positive: Tensor, splits: Sequence[Tensor], best_k: BestK) -> Tensor:
+def _best_of_blocks(s: Tensor, positive: Tensor, splits: Sequence[Tensor], live: Tensor, best_k: BestK) -> Tensor:
     """Of every block in each split: k, the k-th largest s, the bound; (splits, 3, neurons, 2) float64."""
 
     def choose(rows: slice) -> Tensor:
@@ -78,7 +79,7 @@ def _best_of_blocks(s: Tensor, positive: Tensor, splits: Sequence[Tensor], best_
         rest = rest_totals(ordered)
         found = []
         for shares in splits:
-            k, bound = best_k(rest, shares[rows])
+            k, bound = best_k(rest, shares[rows], live[rows])
             least = ordered.gather(2, (k - 1).clamp(min=0)[..., None])[..., 0]
             found.append(torch.stack([k.double(), least.double(), bound]))
         return torch.stack(found)

@@ -1,6 +1,10 @@
 """Several passes for lack of memory: the same bits, as many passes as must be, no point that changes between them."""
 
 import itertools
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -208,3 +212,20 @@ def test_the_room_is_what_is_free(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert memory.free_bytes(cpu) == 4500
     (old / "memory.limit_in_bytes").write_text("9223372036854771712\n")
     assert memory.free_bytes(cpu) > 5000
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_large_network_stays_below_the_memory_it_is_given() -> None:
+    # 50 million weights, whose running maxima take 655 MB.
+    program = Path(__file__).parents[1] / "suites" / "reliability" / "memory.py"
+    environment = {**os.environ, "PYTHONPATH": str(Path(sb.__file__).parents[1])}
+
+    def case(bound: str) -> dict[str, Any]:
+        command = [sys.executable, str(program), "--one", bound]
+        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
+
+    grouped, plain = case("420000000"), case("none")
+    assert (grouped["passes"], plain["passes"]) == (3, 1)
+    assert grouped["counted_peak_bytes"] <= grouped["resident_growth_bytes"] <= 420_000_000
+    assert plain["resident_growth_bytes"] > 655_000_000
+    assert grouped["values_sha256"] == plain["values_sha256"]

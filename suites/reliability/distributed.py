@@ -26,7 +26,7 @@ from sipp_bench.errors import RankError
 from sipp_bench.system import describe_system
 from sipp_bench.zoo.models import build
 
-NETWORK, POINTS, BATCH, REPEATS = "resnet-20", 96, 16, 3
+NETWORK, POINTS, BATCH, REPEATS = "resnet-20", 48, 8, 3
 
 
 def equal(one: Sensitivity, other: Sensitivity) -> bool:

@@ -11,6 +11,7 @@ from torch import nn
 import sipp_bench as sb
 from sipp_bench import checks, metrics
 from sipp_bench.masks import require_masks_held
+from sipp_bench.measures.corruptions import CORRUPTIONS, SEVERITIES
 from sipp_bench.parts import one_thread
 from sipp_bench.suite import Suite
 from sipp_bench.suite_tables import Method, Target
@@ -80,12 +81,14 @@ def _target(suite: Suite, target: Target) -> tuple[float, float]:
     if recipe is not None and suite.protocol != "one-shot":
         held = _epoch(model, recipe, images, labels, train, hold=True)
         evaluations, retraining = 2, held * suite.make_protocol().epochs(recipe)
-    cells = evaluation
+    asked = suite.measures
+    spoiled = asked.corruption_images * len(CORRUPTIONS) * len(SEVERITIES) * batch / len(images)
+    cells = evaluation + spoiled + asked.random_splits * len(suite.keep) * batch * test / len(images)
     for method in suite.methods:
         fit, prune, check = _method(suite, method, model, images[:_POINTS], labels[:_POINTS])
-        each = prune + 2 * check * looks + evaluations * evaluation + retraining
+        each = prune + 2 * check * looks + evaluations * evaluation + retraining + spoiled
         cells += fit * looks + len(suite.keep) * each
-    return epoch * epochs, cells
+    return epoch * epochs * (2 if asked.twin else 1), cells
 
 
 def _method(

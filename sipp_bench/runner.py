@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +22,7 @@ from sipp_bench import checks, metrics, protocols
 from sipp_bench.errors import StoreError
 from sipp_bench.masks import require_masks_held
 from sipp_bench.measures.cell import cost_measures, prediction_measures
+from sipp_bench.measures.latency import reference_samples
 from sipp_bench.measures.predictions import predict
 from sipp_bench.records import Arrays
 from sipp_bench.store import Run, Store, load_run
@@ -156,7 +158,7 @@ class _Runner:
         self, subject: _Subject, fitted: sb.Fitted, cell: Cell
     ) -> tuple[dict[str, Any], dict[str, float], Arrays]:
         """Prune to the cell's keep ratio and measure: the result, the times and the arrays by block."""
-        model, example = subject.trained.model, subject.points.images[:1]
+        model, example, beside = subject.trained.model, subject.points.images[:1], reference_samples()
         protocol = self.suite.make_protocol()
         outcome, seconds = _timed(lambda: protocol.run(self._task(subject, fitted, cell)))
         pruned, final = outcome.pruned, outcome.retrained or outcome.pruned
@@ -190,6 +192,7 @@ class _Runner:
             "prune_seconds" if outcome.retrained is None else "protocol_seconds": seconds,
             "evaluate_seconds": evaluate_seconds,
             "check_seconds": check_seconds,
+            "reference_seconds": median([*beside, *reference_samples()]),
         }
         return result, timing, blocks
 

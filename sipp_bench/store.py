@@ -62,7 +62,8 @@ _CHECKS = (
     | {"exceeding_rate": "float64"}
 )
 _SECONDS = ("fit_seconds", "prune_seconds", "evaluate_seconds", "check_seconds", "protocol_seconds")
-_TIMINGS = {"id": "str"} | dict.fromkeys(_SECONDS, "float64")
+# `reference_seconds` of `measures.latency`, timed in every cell; missing from run folders of before.
+_TIMINGS = {"id": "str"} | dict.fromkeys((*_SECONDS, "reference_seconds"), "float64")
 
 _SYSTEM = ("machine", "versions", "commit", "dirty")
 

@@ -7,7 +7,7 @@
     RUN/cells/ID.safetensors     arrays (neurons, 2), "weight name/array name"; for methods with a bound
     RUN/cells/ID.traceback.txt   where a failed cell failed; the only file with paths of the machine in it
 
-`records` says how values are written.
+`records` says how values are written, `schemas/` which keys the JSON files have.
 """
 
 import fcntl
@@ -227,7 +227,8 @@ def load_run(path: Path | str) -> Run:
 
 
 def _rows_of(part: str, cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: cell[key] for key in _KEYS} | row for cell in cells for row in cell.get(part, ())]
+    # Early rows of layers have a `keep` of their own, which is not the cell's.
+    return [row | {key: cell[key] for key in _KEYS} for cell in cells for row in cell.get(part, ())]
 
 
 def _table(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:

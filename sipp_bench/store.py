@@ -64,6 +64,10 @@ _CHECKS = (
 _SECONDS = ("fit_seconds", "prune_seconds", "evaluate_seconds", "check_seconds", "protocol_seconds")
 # `reference_seconds` of `measures.latency`, timed in every cell; missing from run folders of before.
 _TIMINGS = {"id": "str"} | dict.fromkeys((*_SECONDS, "reference_seconds"), "float64")
+TABLES = {"cells": _CELLS, "layers": _LAYERS, "checks": _CHECKS, "timings": _TIMINGS}
+"""The tables of a `Run`: column -> type, in order."""
+LISTS = frozenset({"class_accuracies", "class_loss_changes"})
+"""Columns of the cells with a list, one number a class."""
 
 _SYSTEM = ("machine", "versions", "commit", "dirty")
 

@@ -11,6 +11,7 @@ from torch import nn
 import sipp_bench as sb
 from sipp_bench import checks, metrics
 from sipp_bench.masks import require_masks_held
+from sipp_bench.parts import one_thread
 from sipp_bench.suite import Suite
 from sipp_bench.suite_tables import Method, Target
 from sipp_bench.zoo import data, models, training
@@ -113,7 +114,7 @@ def _epoch(
     rows = torch.arange(len(images))
     few = Recipe(1, _BATCH, 1e-6, augment=recipe.augment)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with training.one_thread():
+    with one_thread():
         training.train(model, images[rows[:2]], labels[rows[:2]], few, 0)  # the first call takes longer
         _, seconds = _timed(lambda: training.train(model, images[rows], labels[rows], few, 0, after_step=after_step))
     model.load_state_dict(before)

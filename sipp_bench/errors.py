@@ -35,3 +35,7 @@ class CheckpointError(SippBenchError):
 
 class StoreError(SippBenchError):
     """A run folder that cannot be written or read, or that belongs to another suite."""
+
+
+class WorkerError(SippBenchError):
+    """Workers of a run that were lost with the cells that they measured, or a scheduler that cannot be reached."""

@@ -13,6 +13,7 @@ its method is measured again.
 
 import contextlib
 import functools
+import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ import torch
 import sipp_bench as sb
 from sipp_bench.errors import OptionError, SippBenchError, WorkerError
 from sipp_bench.methods import Method
-from sipp_bench.records import Arrays
+from sipp_bench.records import Arrays, to_json
 from sipp_bench.suite import Cell
 from sipp_bench.system import describe_system
 
@@ -105,31 +106,34 @@ class Work:
     """What all jobs of a run have in common.
 
     measure: from cells of one network, data set and seed to what is found out about them; told with True that the
-    network is to be prepared and no more. versions: of this process. methods: the classes behind their names.
+    network is to be prepared and no more. system: where the process that sends the work runs, as `system` describes it.
+    methods: the classes behind their names.
     """
 
     measure: Callable[[list[Cell], bool], Outbox]
     threads: int
-    versions: Mapping[str, str | None]
+    system: Mapping[str, Any]
     methods: Mapping[str, type[Method]]
 
 
 def run_job(work: Work, cells: list[Cell], only_prepare: bool) -> Outbox:
     """Do the work on `cells`; called in a worker. A cell that raises comes back as failed, like any other result.
 
-    Raises StoreError when the cache cannot be written, and OptionError when the versions of the worker are not those
-    of the process that sends the work.
+    Another machine than that of the process that sends the work is noted. Raises StoreError when the cache cannot be
+    written, and OptionError when the versions of the worker are not those of that process.
     """
-    _require_versions(work.versions)
+    _require_versions(work.system)
     for name, cls in work.methods.items():
         sb.register_method(name, cls)
     with _alone, reproducible(work.threads):
-        return work.measure(cells, only_prepare)
+        outbox = work.measure(cells, only_prepare)
+    machine = system()["machine"]
+    if machine != work.system["machine"]:
+        outbox.record("workers", hashlib.sha256(to_json(machine).encode()).hexdigest()[:8], machine)
+    return outbox
 
 
-def distribute(
-    executor: Executor, work: Work, cells: Sequence[Cell], store: Writer, bar: Bar, in_flight: int = IN_FLIGHT
-) -> None:
+def distribute(executor: Executor, work: Work, cells: Sequence[Cell], store: Writer, bar: Bar, in_flight: int) -> None:
     """Have the workers of `executor` measure `cells`, and write to `store` what comes back, as it does.
 
     At most `in_flight` jobs are with the executor. Raises WorkerError at the end when workers were lost and their
@@ -191,15 +195,16 @@ def reproducible(threads: int) -> Iterator[None]:
 
 
 @functools.cache
-def versions() -> dict[str, str | None]:
-    """What must be the same in every worker: Python, the packages, and the commit of a checkout."""
-    system = describe_system()
-    return {**system["versions"], "commit": system["commit"]}
+def system() -> dict[str, Any]:
+    """`describe_system`, once a process, without the threads, which depend on when one asks."""
+    found = describe_system()
+    return found | {"machine": {key: value for key, value in found["machine"].items() if key != "torch_threads"}}
 
 
-def _require_versions(expected: Mapping[str, str | None]) -> None:
-    differing = {name: own for name, own in versions().items() if expected.get(name) != own}
-    other = [f"{name} {own} instead of {expected.get(name)}" for name, own in differing.items()]
+def _require_versions(wanted: Mapping[str, Any]) -> None:
+    """Raise OptionError unless this process has the Python, the packages and the commit that are `wanted`."""
+    expected, own = ({**each["versions"], "commit": each["commit"]} for each in (wanted, system()))
+    other = [f"{name} {own[name]} instead of {expected[name]}" for name in expected if own[name] != expected[name]]
     if other:
         raise OptionError(
             f"A worker has {', '.join(other)}: its results would not compare. Install the same versions everywhere, "

@@ -21,7 +21,7 @@ import sipp_bench as sb
 from sipp_bench import checks, metrics, protocols
 from sipp_bench.errors import StoreError
 from sipp_bench.executors import LocalWorkers, require_counts, require_device
-from sipp_bench.jobs import Bar, Outbox, Quiet, Work, Writer, distribute, reproducible, versions
+from sipp_bench.jobs import IN_FLIGHT, Bar, Outbox, Quiet, Work, Writer, distribute, reproducible, system
 from sipp_bench.masks import require_masks_held
 from sipp_bench.measures.cell import cost_measures, prediction_measures
 from sipp_bench.measures.predictions import predict
@@ -93,12 +93,12 @@ def run(
             elif missing:
                 distant = replace(runner, store=Outbox(), bar=Quiet())
                 methods = {method.name: type(sb.make_method(method.name, **method.options)) for method in suite.methods}
-                work = Work(distant.job, threads, versions(), methods)
+                work = Work(distant.job, threads, system(), methods)
                 if executor is not None:
-                    distribute(executor, work, missing, store, bar)
+                    distribute(executor, work, missing, store, bar, IN_FLIGHT)
                 else:
                     with LocalWorkers(workers, device) as here:
-                        distribute(here, work, missing, store, bar, in_flight=2 * workers)
+                        distribute(here, work, missing, store, bar, 2 * workers)
     return load_run(output)
 
 

@@ -97,7 +97,7 @@ def run(
     if dry_run:
         from sipp_bench.estimate import estimate
 
-        typer.echo(f"{loaded.name}: {estimate(loaded)}")
+        typer.echo(f"{loaded.name}: {estimate(loaded, threads)}")
         return
     folder = output or Path("runs") / loaded.name
     try:

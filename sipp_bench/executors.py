@@ -6,6 +6,7 @@ import os
 import queue
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -193,6 +194,8 @@ def dask_executor(address: str, timeout: float = 30) -> Iterator[Executor]:
         raise WorkerError(
             f"No Dask scheduler answers at {address}. Start one with: dask scheduler; it says its address."
         ) from error
+    if not client.scheduler_info()["workers"]:
+        warnings.warn(f"The Dask scheduler at {address} has no workers yet: cells wait for the first.", stacklevel=3)
     executor = client.get_executor(pure=False)
     try:
         yield executor

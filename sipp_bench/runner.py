@@ -4,7 +4,7 @@ import contextlib
 import re
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import sipp_bench as sb
 from sipp_bench import checks, metrics, protocols
-from sipp_bench.errors import StoreError
+from sipp_bench.errors import DataError, StoreError
 from sipp_bench.executors import LocalWorkers, require_counts, require_device
 from sipp_bench.jobs import IN_FLIGHT, Bar, Outbox, Quiet, Work, Writer, distribute, reproducible, system
 from sipp_bench.masks import require_masks_held
@@ -91,13 +91,14 @@ def run(
                     for _, group in groupby(missing, lambda cell: (cell.network, cell.data, cell.seed)):
                         runner.run_target(list(group))
             elif missing:
-                distant = replace(runner, store=Outbox(), bar=Quiet())
+                if download:  # before several workers of this machine do
+                    _fetch({cell.data for cell in missing})
                 methods = {method.name: type(sb.make_method(method.name, **method.options)) for method in suite.methods}
-                work = Work(distant.job, threads, system(), methods)
+                work = Work(replace(runner, store=Outbox(), bar=Quiet()).job, threads, system(), methods)
                 if executor is not None:
                     distribute(executor, work, missing, store, bar, IN_FLIGHT)
                 else:
-                    with LocalWorkers(workers, device) as here:
+                    with LocalWorkers(min(workers, len(missing)), device) as here:
                         distribute(here, work, missing, store, bar, 2 * workers)
     return load_run(output)
 
@@ -117,8 +118,8 @@ class _Subject:
     """On the test part."""
 
 
-_latest: list[tuple[tuple["_Runner", str, str, int], _Subject]] = []
-"""In a worker, the subject of the latest job: the next one is most likely about it, too."""
+_latest: list[tuple[tuple["_Runner", str, str, int], _Subject, Outbox]] = []
+"""In a worker, the subject of the latest job and what was recorded of it: the next job is most likely about it, too."""
 
 
 @dataclass(frozen=True)
@@ -131,16 +132,19 @@ class _Runner:
     device: str
 
     def job(self, cells: list[Cell], only_prepare: bool) -> Outbox:
-        """`run_target` in a worker; what it would write comes back. The network of the job before stays at hand."""
+        """`run_target` in a worker, or its beginning; what it would write comes back."""
         outbox = Outbox()
         runner = replace(self, store=outbox)
         wanted = (self, cells[0].network, cells[0].data, cells[0].seed)
         with runner._recording_failure(cells):
             if not _latest or _latest[0][0] != wanted:
                 _latest.clear()
-                _latest.append((wanted, runner._prepare(cells[0])))
+                found = Outbox()
+                _latest.append((wanted, replace(self, store=found)._prepare(cells[0]), found))
+            _, subject, found = _latest[0]
+            outbox.facts += found.facts
             if not only_prepare:
-                runner._run_methods(_latest[0][1], cells)
+                runner._run_methods(subject, cells)
         return outbox
 
     def run_target(self, cells: list[Cell]) -> None:
@@ -308,6 +312,14 @@ class _Runner:
             for cell in cells:
                 self.store.write_cell(cell, result | self._about(cell), {}, traceback=traceback.format_exc())
                 self.bar.update()
+
+
+def _fetch(names: Iterable[str]) -> None:
+    for name in names:
+        fetch = data.describe(name).fetch
+        if fetch is not None:
+            with contextlib.suppress(DataError):  # the cells will say so
+                fetch()
 
 
 def _draw(part: data.Part, wanted: int, seed: int) -> data.Part:

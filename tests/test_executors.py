@@ -282,7 +282,11 @@ def test_the_machines_of_workers_are_recorded(
     monkeypatch.setattr(runner, "system", lambda: own | {"machine": {"cpu": "another"}})
     shutil.copytree(alone.path, tmp_path, dirs_exist_ok=True)
     next(tmp_path.glob("cells/*random--s1--k0.3.json")).unlink()
+    (tmp_path / "run.json").unlink()
     finished = run(suite, tmp_path, cache_dir=cache, progress=False, executor=Watched())
+    assert finished.meta["data"] == alone.meta["data"]
+    assert finished.meta["checkpoints"].items() <= alone.meta["checkpoints"].items(), "of the one that was needed"
+    assert len(finished.meta["checkpoints"]) == 1
     assert list(finished.meta["workers"].values()) == [own["machine"]]
     assert "other machines" in prose.timing_conditions(finished)
     assert "workers" not in alone.meta

@@ -23,6 +23,7 @@ from sipp_bench.errors import DataError, StoreError
 from sipp_bench.executors import LocalWorkers, require_counts, require_device
 from sipp_bench.jobs import IN_FLIGHT, Bar, Outbox, Quiet, Work, Writer, distribute, reproducible, system
 from sipp_bench.masks import require_masks_held
+from sipp_bench.measures.asked import Subject as AskedSubject
 from sipp_bench.measures.cell import cost_measures, prediction_measures
 from sipp_bench.measures.predictions import predict
 from sipp_bench.records import Arrays
@@ -33,6 +34,9 @@ from sipp_bench.system import describe_system
 from sipp_bench.zoo import data, models, training
 
 _Result = TypeVar("_Result")
+
+# Added to a cell's seed for the training of its network's twin: no suite has both.
+_TWIN = 2**32
 
 
 def run(
@@ -116,6 +120,8 @@ class _Subject:
     dense: dict[str, float]
     dense_logits: Tensor
     """On the test part."""
+    dense_multiply_adds: int
+    asked: AskedSubject
 
 
 _latest: list[tuple[tuple["_Runner", str, str, int], _Subject, Outbox]] = []
@@ -166,9 +172,9 @@ class _Runner:
             for cell in sorted(cells, key=lambda cell: -cell.keep):
                 with self._recording_failure([cell]), models.seeded(cell.seed):
                     task = self._task(subject, fitted, cell, reached)
-                    result, timing, blocks = self._measure(subject, fitted, task)
+                    result, timing, blocks, predicted = self._measure(subject, fitted, task)
                     result = {"status": "done", "error": None} | self._about(cell) | result
-                    self.store.write_cell(cell, result, {"fit_seconds": fit_seconds} | timing, blocks)
+                    self.store.write_cell(cell, result, {"fit_seconds": fit_seconds} | timing, blocks, predicted)
                     self.bar.update()
 
     def _prepare(self, cell: Cell) -> _Subject:
@@ -184,9 +190,23 @@ class _Runner:
         points = _draw(dataset.points, wanted, cell.seed)
         dataset.require_points(points)
         fresh = _draw(dataset.validation, len(points), cell.seed)
-        return _Subject(trained, dataset, points, fresh, *_evaluate(trained.model, dataset))
+        scores, logits = _evaluate(trained.model, dataset)
+        adds = metrics.multiply_adds(trained.model, points.images[:1])
+        asked = self._asked(cell, trained.model, dataset, points, logits)
+        return _Subject(trained, dataset, points, fresh, scores, logits, adds, asked)
 
-    def _trained(self, cell: Cell, dataset: data.DataSet, last_epoch: int | None = None) -> training.Trained:
+    def _asked(
+        self, cell: Cell, model: nn.Module, dataset: data.DataSet, points: data.Part, logits: Tensor
+    ) -> AskedSubject:
+        asked = self.suite.measures.asked()
+        sample = _draw(dataset.test, asked.corruption_images, cell.seed) if asked.corruption_images else None
+        twin = self._trained(cell, dataset, seed=cell.seed + _TWIN).model if asked.twin else None
+        return AskedSubject(asked, model, dataset.test, sample, points.images, logits, twin, cell.seed)
+
+    def _trained(
+        self, cell: Cell, dataset: data.DataSet, last_epoch: int | None = None, seed: int | None = None
+    ) -> training.Trained:
+        """The cell's network; seed: of its training, by default the cell's."""
         recipe = self.suite.target_of(cell).training_recipe()
         if recipe is None:
             trained = training.pretrained_model(cell.network, dataset)
@@ -195,7 +215,7 @@ class _Runner:
         return training.trained_model(
             cell.network,
             dataset,
-            seed=cell.seed,
+            seed=cell.seed if seed is None else seed,
             cache_dir=self.cache_dir,
             device=self.device,
             recipe=recipe,
@@ -224,8 +244,8 @@ class _Runner:
 
     def _measure(
         self, subject: _Subject, fitted: sb.Fitted, task: protocols.Task
-    ) -> tuple[dict[str, Any], dict[str, float], Arrays]:
-        """Prune to the cell's keep ratio and measure: the result, the times and the arrays by block."""
+    ) -> tuple[dict[str, Any], dict[str, float | list[float]], Arrays, dict[str, NDArray[Any]]]:
+        """Prune to the cell's keep ratio and measure: the result, the times, the arrays by block, what is predicted."""
         model, example = subject.trained.model, subject.points.images[:1]
         protocol = self.suite.make_protocol()
         outcome, seconds = _timed(lambda: protocol.run(task))
@@ -233,9 +253,12 @@ class _Runner:
         require_masks_held(final)
         (scores, logits), evaluate_seconds = _timed(lambda: _evaluate(final.model, subject.dataset))
         (rows, blocks), check_seconds = _timed(lambda: self._check(subject, outcome))
+        around, others = self._around(subject, outcome)
+        test = {"labels": subject.dataset.test.labels, "dense": subject.dense_logits.argmax(1)}
+        last = {"pruned" if outcome.retrained is None else "retrained": logits.argmax(1)}
         result = {
             **scores,
-            **self._around(subject, outcome),
+            **around,
             "dense_accuracy": subject.dense["accuracy"],
             "dense_loss": subject.dense["loss"],
             "weights": pruned.weights,
@@ -243,9 +266,10 @@ class _Runner:
             "kept": pruned.kept,
             "achieved_keep": pruned.kept / pruned.weights,
             "multiply_adds": metrics.multiply_adds(model, example, pruned.masks),
-            "dense_multiply_adds": metrics.multiply_adds(model, example),
+            "dense_multiply_adds": subject.dense_multiply_adds,
             **prediction_measures(subject.dense_logits, logits, subject.dataset.test.labels),
-            **cost_measures(model, example, pruned.masks),
+            **cost_measures(model, example, final.model, pruned.masks),
+            **subject.asked.measures(final, scores["accuracy"]),
             "mask_sha256": pruned.mask_sha256,
             "checkpoint_sha256": subject.trained.sha256,
             "num_points": len(subject.points),
@@ -255,27 +279,28 @@ class _Runner:
             "layers": pruned.layers.to_dict("records"),
             "checks": rows,
         }
-        timing = {
+        timing: dict[str, float | list[float]] = {
             # Only one-shot does nothing but prune.
             "prune_seconds" if outcome.retrained is None else "protocol_seconds": seconds,
             "evaluate_seconds": evaluate_seconds,
             "check_seconds": check_seconds,
+            **subject.asked.latency(final.model),
         }
-        return result, timing, blocks
+        return result, timing, blocks, {name: classes.numpy() for name, classes in (test | last | others).items()}
 
     @staticmethod
-    def _around(subject: _Subject, outcome: protocols.Outcome) -> dict[str, Any]:
-        """What retraining adds: the scores before it, and those of the control; nothing without retraining."""
+    def _around(subject: _Subject, outcome: protocols.Outcome) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What retraining adds: scores and classes before it, and those of the control; nothing without retraining."""
         if outcome.retrained is None:
-            return {}
-        others = {"pruned": outcome.pruned, "control": outcome.control}
-        around: dict[str, Any] = {
-            f"{which}_{name}": value
-            for which, network in others.items()
-            if network is not None
-            for name, value in _evaluate(network.model, subject.dataset)[0].items()
-        }
-        return around | {"retrained_sha256": outcome.retrained.mask_sha256}
+            return {}, {}
+        around: dict[str, Any] = {"retrained_sha256": outcome.retrained.mask_sha256}
+        classes = {}
+        for which, network in {"pruned": outcome.pruned, "control": outcome.control}.items():
+            if network is not None:
+                scores, logits = _evaluate(network.model, subject.dataset)
+                around |= {f"{which}_{name}": value for name, value in scores.items()}
+                classes[which] = logits.argmax(1)
+        return around, classes
 
     def _check(self, subject: _Subject, outcome: protocols.Outcome) -> tuple[list[dict[str, Any]], Arrays]:
         """The guarantee, which is about the network as pruned, compared with the one that it was pruned from."""

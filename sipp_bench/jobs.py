@@ -20,14 +20,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
 import sipp_bench as sb
 from sipp_bench.errors import OptionError, SippBenchError, WorkerError
 from sipp_bench.methods import Method
-from sipp_bench.records import Arrays, to_json
+from sipp_bench.records import to_json
+from sipp_bench.store import Store
 from sipp_bench.suite import Cell
 from sipp_bench.system import describe_system
 
@@ -36,21 +37,6 @@ IN_FLIGHT = 256
 
 _alone = threading.Lock()
 """Seeds and the number of threads belong to the process, so that jobs in threads of one process take turns."""
-
-
-class Writer(Protocol):
-    """Where results go: `store.Store`, or an `Outbox` on the way there."""
-
-    def record(self, section: str, name: str, facts: Mapping[str, Any]) -> None: ...
-
-    def write_cell(
-        self,
-        cell: Cell,
-        result: Mapping[str, Any],
-        timing: Mapping[str, float],
-        blocks: Arrays | None = None,
-        traceback: str | None = None,
-    ) -> None: ...
 
 
 class Bar(Protocol):
@@ -74,31 +60,29 @@ class Quiet:
 
 @dataclass
 class Outbox:
-    """A `Writer` that keeps everything, to be delivered in the process that holds the run folder."""
+    """What would be written to a `Store`, kept to be delivered in the process that holds it."""
 
     facts: list[tuple[str, str, Mapping[str, Any]]] = field(default_factory=list)
-    cells: list[tuple[Any, ...]] = field(default_factory=list)
+    cells: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
 
     def record(self, section: str, name: str, facts: Mapping[str, Any]) -> None:
+        """As of a `Store`."""
         self.facts.append((section, name, facts))
 
-    def write_cell(
-        self,
-        cell: Cell,
-        result: Mapping[str, Any],
-        timing: Mapping[str, float],
-        blocks: Arrays | None = None,
-        traceback: str | None = None,
-    ) -> None:
-        self.cells.append((cell, result, timing, blocks, traceback))
+    def write_cell(self, *arguments: Any, **options: Any) -> None:
+        """As of a `Store`."""
+        self.cells.append((arguments, options))
 
-    def deliver(self, store: Writer, bar: Bar) -> None:
+    def deliver(self, store: Store, bar: Bar) -> None:
         """Write everything to `store`. Raises what it raises."""
         for fact in self.facts:
             store.record(*fact)
-        for cell in self.cells:
-            store.write_cell(*cell)
+        for arguments, options in self.cells:
+            store.write_cell(*arguments, **options)
             bar.update()
+
+
+Writer: TypeAlias = Store | Outbox
 
 
 @dataclass(frozen=True)
@@ -133,7 +117,7 @@ def run_job(work: Work, cells: list[Cell], only_prepare: bool) -> Outbox:
     return outbox
 
 
-def distribute(executor: Executor, work: Work, cells: Sequence[Cell], store: Writer, bar: Bar, in_flight: int) -> None:
+def distribute(executor: Executor, work: Work, cells: Sequence[Cell], store: Store, bar: Bar, in_flight: int) -> None:
     """Have the workers of `executor` measure `cells`, and write to `store` what comes back, as it does.
 
     At most `in_flight` jobs are with the executor. Raises WorkerError at the end when workers were lost and their

@@ -1,9 +1,10 @@
 """The command line. Heavy imports are inside the commands, so that --help comes at once.
 
-Exit codes: 0 fine; 1 a cell of the run failed, a claim is falsified, no claim was checked, or a run is worse than its
-baseline; 2 bad usage or input, or runs that do not compare; 130 interrupted.
+Exit codes: 0 fine; 1 a cell of the run failed or was lost with its worker, a claim is falsified, no claim was checked,
+or a run is worse than its baseline; 2 bad usage or input, or runs that do not compare; 130 interrupted.
 """
 
+import contextlib
 import os
 import sys
 import tomllib
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sipp_bench import cli_compare, cli_results, cli_theory
-from sipp_bench.errors import OptionError, SippBenchError, StoreError
+from sipp_bench.errors import OptionError, SippBenchError, StoreError, WorkerError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -70,24 +71,49 @@ def run(
     download: Annotated[
         bool, typer.Option("--download", help="Fetch data that is not on this machine (see SIPP_BENCH_DATA).")
     ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that measure side by side on this machine.")] = 1,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Measure on the workers of this Dask scheduler: its address or its file."),
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Threads in each cell; the last bits of results depend on their number.")
+    ] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda (workers take turns at the GPUs) or cuda:NUMBER.")] = "cpu",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say how many cells there are and about how long they take.")
     ] = False,
 ) -> None:
     """Run a suite: every cell's results go to the run folder at once, and running again goes on."""
+    from sipp_bench.executors import dask_executor
     from sipp_bench.runner import run as run_suite
-    from sipp_bench.runner import summary
     from sipp_bench.suite import load_suite
+    from sipp_bench.summary import summary
+
+    if scheduler is not None and workers > 1:
+        raise OptionError("--workers is for this machine, --scheduler for a cluster with workers of its own: give one.")
 
     loaded = load_suite(suite)
     if dry_run:
         from sipp_bench.estimate import estimate
 
-        typer.echo(f"{loaded.name}: {estimate(loaded)}")
+        typer.echo(f"{loaded.name}: {estimate(loaded, threads)}")
         return
     folder = output or Path("runs") / loaded.name
     try:
-        finished = run_suite(loaded, folder, download=download)
+        with contextlib.nullcontext() if scheduler is None else dask_executor(scheduler) as executor:
+            finished = run_suite(
+                loaded,
+                folder,
+                download=download,
+                workers=workers,
+                executor=executor,
+                threads=threads,
+                device=device,
+            )
+    except WorkerError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.echo(f"\nStopped. Finished cells are in {folder}; the same command goes on from there.", err=True)
         raise typer.Exit(130) from None

@@ -39,3 +39,7 @@ class StoreError(SippBenchError):
 
 class RankError(SippBenchError):
     """One of several processes that measure together has failed or ended, so that none of them has a result."""
+
+
+class WorkerError(SippBenchError):
+    """Workers of a run that were lost with the cells that they measured, or a scheduler that cannot be reached."""

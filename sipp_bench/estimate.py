@@ -10,6 +10,7 @@ from torch import nn
 
 import sipp_bench as sb
 from sipp_bench import checks, metrics
+from sipp_bench.jobs import reproducible
 from sipp_bench.masks import require_masks_held
 from sipp_bench.measures.corruptions import CORRUPTIONS, SEVERITIES
 from sipp_bench.parts import one_thread
@@ -44,12 +45,13 @@ class Estimate:
         )
 
 
-def estimate(suite: Suite) -> Estimate:
-    """Time the parts of `suite` and add them up; see `Estimate.__str__` for how.
+def estimate(suite: Suite, threads: int = 1) -> Estimate:
+    """Time the parts of `suite` and add them up; see `Estimate.__str__` for how. threads: those of `runner.run`.
 
     Raises DataError when the size of a data set that is a folder cannot be told because the folder is missing.
     """
-    times = [_target(suite, target) for target in suite.targets]
+    with reproducible(threads):
+        times = [_target(suite, target) for target in suite.targets]
     seeds = len(suite.seeds)
     return Estimate(
         len(suite.cells()),

@@ -1,8 +1,9 @@
-"""Writing files so that a reader sees the old file or the new one, never half of either."""
+"""Writing files so that a reader sees the old file or the new one, never half of either, and one writer at a time."""
 
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from sipp_bench.errors import StoreError
@@ -41,3 +42,27 @@ def write_atomically(path: Path | str, content: bytes | str) -> Path:
             f"Cannot write {path}: {reason}. Choose a folder that you may write to and that has space left."
         ) from error
     return path
+
+
+@contextlib.contextmanager
+def making(path: Path) -> Iterator[None]:
+    """For the block, be the only process that makes `path`; look in it whether another one has made it meanwhile.
+
+    By a lock file beside it that goes with the process, however that ends, and is removed once `path` is there. Raises
+    StoreError when the folder cannot be written.
+    """
+    from filelock import FileLock
+
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StoreError(f"Cannot write {path}: {reason}. Choose a folder that you may write to.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        if path.exists():  # whoever waits for this file, or makes another one of its name, finds `path`
+            Path(lock.lock_file).unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from sipp_bench.masks import require_masks_held, require_nested, shuffled, with_
 from sipp_bench.methods import Fitted
 from sipp_bench.parts import one_thread
 from sipp_bench.phrases import unknown
+from sipp_bench.points import model_device
 from sipp_bench.pruned import Pruned
 from sipp_bench.zoo import training
 from sipp_bench.zoo.data import Part
@@ -293,6 +294,7 @@ def retrained(pruned: Pruned, task: Task, recipe: Recipe, first_epoch: int = 0) 
             task.train.labels,
             recipe,
             task.seed,
+            model_device(after.model),
             after_step=after_step,
             first_epoch=first_epoch,
         )

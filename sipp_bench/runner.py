@@ -4,8 +4,9 @@ import contextlib
 import re
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -19,7 +20,9 @@ from tqdm import tqdm
 
 import sipp_bench as sb
 from sipp_bench import checks, metrics, protocols
-from sipp_bench.errors import StoreError
+from sipp_bench.errors import DataError, StoreError
+from sipp_bench.executors import LocalWorkers, require_counts, require_device
+from sipp_bench.jobs import IN_FLIGHT, Bar, Outbox, Quiet, Work, Writer, distribute, reproducible, system
 from sipp_bench.masks import require_masks_held
 from sipp_bench.measures.asked import Subject as AskedSubject
 from sipp_bench.measures.cell import cost_measures, prediction_measures
@@ -45,34 +48,64 @@ def run(
     cache_dir: Path | None = None,
     progress: bool = True,
     download: bool = False,
+    workers: int = 1,
+    executor: Executor | None = None,
+    threads: int = 1,
+    device: str = "cpu",
 ) -> Run:
     """Measure every cell of `suite` that the folder `output` does not hold yet, and return the whole run.
 
     A cell that raises is recorded as failed and the others go on; the next run tries failed cells again.
-    Interrupting or killing the process loses the cell in flight. A cell's results depend on the cell alone,
-    not on which others ran before it in the same process: a run in pieces gives the files of one in one go.
+    Interrupting or killing the process loses the cell in flight; with workers, what each had measured of its method.
+
+    A cell's results depend on the cell alone, not on which others ran before it in the same process: a run in pieces
+    gives the files of one in one go, and so does one with any number of workers, here or elsewhere, byte for byte, on
+    the same kind of processor, with the same versions (workers with others are refused) and the same `threads`.
 
     cache_dir: where trained networks are kept; None for the default of `training.trained_model`. download: fetch data
-    that is not on the machine.
-    Raises StoreError when the folder cannot be used.
+    that is not on the machine. workers: how many processes of this machine measure; with 1 it is this process, with
+    more a script needs its `if __name__ == "__main__"`. executor: instead of them any executor in the manner of
+    `concurrent.futures`, such as that of `executors.dask_executor`; it stays open. threads: of torch, in each cell;
+    sums are split between threads, so that the last bits of results depend on their number, which run.json has.
+    device: where networks are and points go, "cpu", "cuda" or "cuda:1"; with "cuda" the workers take turns at the
+    devices of this machine.
+
+    Raises StoreError when the folder cannot be used, OptionError for a device that is not there or fewer workers or
+    threads than 1, and WorkerError when cells were lost with their worker; all others are in the folder then.
     """
+    require_counts(workers=workers, threads=threads)
+    if executor is None:
+        require_device(device)
     cells = suite.cells()
-    meta = {
-        "suite": {"name": suite.name, "text": suite.text, "sha256": suite.sha256},
-        "seeds": suite.seeds,
-        "cells": [cell.id for cell in cells],
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        **describe_system(),
-    }
+    with reproducible(threads):
+        meta = {
+            "suite": {"name": suite.name, "text": suite.text, "sha256": suite.sha256},
+            "seeds": suite.seeds,
+            "cells": [cell.id for cell in cells],
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            **describe_system(),
+        }
+        # What times depend on. Not there in the plain case, as in run folders of before.
+        meta["machine"] |= {"device": device} if device != "cpu" else {}
+        meta["machine"] |= {"workers": workers} if workers > 1 and executor is None else {}
     with Store(output, meta) as store:
         missing = [cell for cell in cells if store.status(cell) != "done"]
-        with (
-            _deterministic(),
-            tqdm(total=len(cells), initial=len(cells) - len(missing), unit="cell", disable=not progress) as bar,
-        ):
-            runner = _Runner(suite, store, bar, cache_dir, download)
-            for _, group in groupby(missing, lambda cell: (cell.network, cell.data, cell.seed)):
-                runner.run_target(list(group))
+        with tqdm(total=len(cells), initial=len(cells) - len(missing), unit="cell", disable=not progress) as bar:
+            runner = _Runner(suite, store, bar, cache_dir, download, device)
+            if executor is None and workers == 1:
+                with reproducible(threads):
+                    for _, group in groupby(missing, lambda cell: (cell.network, cell.data, cell.seed)):
+                        runner.run_target(list(group))
+            elif missing:
+                if download:  # before several workers of this machine do
+                    _fetch({cell.data for cell in missing})
+                methods = {method.name: type(sb.make_method(method.name, **method.options)) for method in suite.methods}
+                work = Work(replace(runner, store=Outbox(), bar=Quiet()).job, threads, system(), methods)
+                if executor is not None:
+                    distribute(executor, work, missing, store, bar, IN_FLIGHT)
+                else:
+                    with LocalWorkers(min(workers, len(missing)), device) as here:
+                        distribute(here, work, missing, store, bar, 2 * workers)
     return load_run(output)
 
 
@@ -93,20 +126,43 @@ class _Subject:
     asked: AskedSubject
 
 
+_latest: list[tuple[tuple["_Runner", str, str, int], _Subject, Outbox]] = []
+"""In a worker, the subject of the latest job and what was recorded of it: the next job is most likely about it, too."""
+
+
 @dataclass(frozen=True)
 class _Runner:
     suite: Suite
-    store: Store
-    bar: "tqdm[Any]"
+    store: Writer
+    bar: Bar
     cache_dir: Path | None
     download: bool
+    device: str
+
+    def job(self, cells: list[Cell], only_prepare: bool) -> Outbox:
+        """`run_target` in a worker, or its beginning; what it would write comes back."""
+        outbox = Outbox()
+        runner = replace(self, store=outbox)
+        wanted = (self, cells[0].network, cells[0].data, cells[0].seed)
+        with runner._recording_failure(cells):
+            if not _latest or _latest[0][0] != wanted:
+                _latest.clear()
+                found = Outbox()
+                _latest.append((wanted, replace(self, store=found)._prepare(cells[0]), found))
+            _, subject, found = _latest[0]
+            outbox.facts += found.facts
+            if not only_prepare:
+                runner._run_methods(subject, cells)
+        return outbox
 
     def run_target(self, cells: list[Cell]) -> None:
         """Run `cells`, all of one network, data set and seed."""
         with self._recording_failure(cells):
-            subject = self._prepare(cells[0])
-            for _, group in groupby(cells, lambda cell: cell.method):
-                self._run_method(subject, list(group))
+            self._run_methods(self._prepare(cells[0]), cells)
+
+    def _run_methods(self, subject: _Subject, cells: list[Cell]) -> None:
+        for _, group in groupby(cells, lambda cell: cell.method):
+            self._run_method(subject, list(group))
 
     def _run_method(self, subject: _Subject, cells: list[Cell]) -> None:
         """Fit once, then run `cells`, which differ in their keep ratio only, from the largest down as cascades go."""
@@ -155,10 +211,17 @@ class _Runner:
         """The cell's network; seed: of its training, by default the cell's."""
         recipe = self.suite.target_of(cell).training_recipe()
         if recipe is None:
-            return training.pretrained_model(cell.network, dataset)
-        seed = cell.seed if seed is None else seed
+            trained = training.pretrained_model(cell.network, dataset)
+            trained.model.to(self.device)
+            return trained
         return training.trained_model(
-            cell.network, dataset, seed=seed, cache_dir=self.cache_dir, recipe=recipe, last_epoch=last_epoch
+            cell.network,
+            dataset,
+            seed=cell.seed if seed is None else seed,
+            cache_dir=self.cache_dir,
+            device=self.device,
+            recipe=recipe,
+            last_epoch=last_epoch,
         )
 
     def _fit(self, subject: _Subject, cell: Cell, model: nn.Module) -> sb.Fitted:
@@ -255,7 +318,7 @@ class _Runner:
             found, arrays = checks.check_cell(outcome.reference, pruned, part.images, where)
             rows += [row | {"points": len(part)} for row in found]
             for weight, named in arrays.items():
-                blocks.setdefault(weight, {}).update({name: array.numpy() for name, array in named.items()})
+                blocks.setdefault(weight, {}).update({name: array.cpu().numpy() for name, array in named.items()})
         return rows, blocks
 
     def _method(self, cell: Cell) -> Method:
@@ -279,29 +342,12 @@ class _Runner:
                 self.bar.update()
 
 
-def summary(run: Run) -> str:
-    """In plain text: test accuracy by method and keep ratio, verdicts of the checks, failures, counts."""
-    lines = []
-    done = run.cells[run.cells["status"] == "done"]
-    failed = run.cells[run.cells["status"] == "failed"]
-    for (network, data_name), cells in done.groupby(["network", "data"], sort=False):
-        dense = cells.groupby("seed")["dense_accuracy"].first()
-        table = cells.pivot_table(index="method", columns="keep", values="accuracy", sort=False)
-        table = table.sort_index(axis="columns", ascending=False).map("{:.1%}".format)
-        lines += [
-            f"{network} on {data_name}: test accuracy, mean of {len(dense)} seeds. Dense {dense.mean():.1%}",
-            table.rename_axis(columns="keep", index=None).to_string(na_rep="-"),
-            "",
-        ]
-    if len(run.checks):
-        lines.append("Checks, one a layer and cell:")
-        verdicts = run.checks.groupby(["claim", "on", "verdict"]).size().unstack(fill_value=0)
-        lines += [verdicts.reset_index().rename_axis(columns=None).to_string(index=False), ""]
-    for error, cells in failed.groupby("error", sort=False):
-        lines.append(f"{len(cells)} cells failed, the first {cells['id'].iloc[0]}: {error}")
-    planned = len(run.meta["cells"])
-    lines.append(f"{len(done)} of {planned} cells done, {len(failed)} failed. Results: {run.path}")
-    return "\n".join(lines)
+def _fetch(names: Iterable[str]) -> None:
+    for name in names:
+        fetch = data.describe(name).fetch
+        if fetch is not None:
+            with contextlib.suppress(DataError):  # the cells will say so
+                fetch()
 
 
 def _draw(part: data.Part, wanted: int, seed: int) -> data.Part:
@@ -319,24 +365,14 @@ def _evaluate(model: nn.Module, dataset: data.DataSet) -> tuple[dict[str, float]
 
 
 def _timed(work: Callable[[], _Result]) -> tuple[_Result, float]:
+    """The result and the seconds that it took, of a GPU's work as well."""
     start = time.perf_counter()
-    return work(), time.perf_counter() - start
+    result = work()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - start
 
 
 def _without_paths(text: str) -> str:
     """`text` with every absolute path cut to its last part: results must not differ between machines."""
     return re.sub(r"(?<![\w.])(?:[A-Za-z]:)?(?:[/\\][^\s/\\:'\",]+)+[/\\](?=[^\s/\\])", "", text)
-
-
-@contextlib.contextmanager
-def _deterministic() -> Iterator[None]:
-    """Deterministic kernels where torch has them, for this block only."""
-    enabled, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)

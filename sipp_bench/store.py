@@ -141,12 +141,12 @@ class Store:
         return self._status.get(cell.id)
 
     def record(self, section: str, name: str, facts: Mapping[str, Any]) -> None:
-        """Write what is found out during the run (the hash of data, of a checkpoint) to run.json, once.
+        """Write what is found out during the run (the hash of data, of a checkpoint; a worker) to run.json, once.
 
         Raises StoreError when an earlier part of the run found something else under that name: its cells
         could not be compared with the new ones.
         """
-        known = self._meta[section]
+        known = self._meta.setdefault(section, {})
         if known.get(name, plain(facts)) != plain(facts):
             raise StoreError(
                 f"{name} ({section}) is not what it was when the run in {self.path} was begun. "

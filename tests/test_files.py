@@ -2,12 +2,14 @@
 
 import os
 import stat
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from sipp_bench.errors import StoreError
-from sipp_bench.files import write_atomically
+from sipp_bench.files import making, write_atomically
 
 
 def test_writes_text_and_bytes_into_new_folders(tmp_path: Path) -> None:
@@ -83,3 +85,22 @@ def test_permissions_are_those_of_the_umask(tmp_path: Path, umask: int) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
     finally:
         assert os.umask(before) == umask
+
+
+def test_one_maker_at_a_time_and_no_lock_left_behind(tmp_path: Path) -> None:
+    path, made = tmp_path / "folder" / "network", list[int]()
+
+    def make() -> None:
+        with making(path):
+            if not path.exists():
+                made.append(1)
+                time.sleep(0.05)
+                path.touch()
+
+    threads = [threading.Thread(target=make) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == [1]
+    assert list(path.parent.iterdir()) == [path]

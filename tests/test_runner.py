@@ -17,9 +17,10 @@ import sipp_bench as sb
 from sipp_bench import runner
 from sipp_bench.errors import StoreError
 from sipp_bench.report.collect import collect
-from sipp_bench.runner import run, summary
+from sipp_bench.runner import run
 from sipp_bench.store import Run, load_run
 from sipp_bench.suite import Suite, parse_suite
+from sipp_bench.summary import summary
 from sipp_bench.zoo import data, training
 
 SUITE = """

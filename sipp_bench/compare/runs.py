@@ -177,12 +177,12 @@ def _samples(run: Run, common: set[str], ratios: bool) -> dict[str, tuple[float,
 
 
 def _machines(run: Run) -> list[Any]:
-    """The machines of a run, each once; a resumed one may have several."""
+    """The machines of a run, each once; a resumed one may have several, and so may one with workers elsewhere."""
     machines: list[Any] = []
     for system in (run.meta, *run.meta["resumed"]):
         if system.get("machine") not in machines:
             machines.append(system.get("machine"))
-    return machines
+    return machines + list((run.meta.get("workers") or {}).values())
 
 
 def _notes(base: Run, new: Run) -> tuple[str, ...]:

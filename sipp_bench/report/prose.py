@@ -174,6 +174,7 @@ def provenance(label: str, run: RunLike, cells: pd.DataFrame) -> list[tuple[str,
     ]
     for section in ("machine", "versions"):
         facts += [(f"{section.capitalize()}: {key}", _value(key, value)) for key, value in _items(meta, section)]
+    facts += [("A worker's machine", json.dumps(machine)) for _, machine in _items(meta, "workers")]
     facts += [("Resumed later on", json.dumps(system)) for system in meta.get("resumed", ())]
     facts += [(f"Data: {name}", _hashes(value)) for name, value in _items(meta, "data")]
     facts += [(f"Checkpoint: {name}", _hashes(value)) for name, value in _items(meta, "checkpoints")]
@@ -190,13 +191,19 @@ def _command(label: str, suite: str) -> str:
 
 
 def timing_conditions(run: RunLike) -> str:
-    """Device, threads and processor that the times were measured on."""
+    """Device, threads and processor that the times were measured on, and what ran beside."""
     machine = run.meta.get("machine", {})
     threads = machine.get("torch_threads", NOTHING)
+    device = f"{machine['device']}, beside the CPU" if "device" in machine else "the CPU"
+    beside = ""
+    if "workers" in machine:
+        beside = f" {machine['workers']} processes shared the machine, which takes longer than one alone."
+    elif run.meta.get("workers"):
+        beside = f" Cells were measured on {len(run.meta['workers'])} other machines as well."
     return (
-        f"Measured on the CPU ({machine.get('cpu') or 'unknown processor'}, {machine.get('cores', NOTHING)} "
+        f"Measured on {device} ({machine.get('cpu') or 'unknown processor'}, {machine.get('cores', NOTHING)} "
         f"cores) with {threads} torch threads, float32, wall clock, one sample each time the stage ran, no "
-        "warm-up."
+        f"warm-up.{beside}"
     )
 
 

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, pad
 from tqdm import tqdm
 
 from sipp_bench.errors import CheckpointError, ModelError, OptionError, PointsError, StoreError
-from sipp_bench.files import write_atomically
+from sipp_bench.files import making, write_atomically
 from sipp_bench.parts import one_thread
 from sipp_bench.zoo import checkpoints, models
 from sipp_bench.zoo.checkpoints import load_checkpoint
@@ -204,7 +204,8 @@ def trained_model(
     RECIPES. last_epoch: stop before that epoch, with the weights of an early part of the whole training; 0 for the
     initial ones. The checkpoint's key is a SHA-256 over recipe, network, image shape, classes, data hash, split
     and seed. Training runs on one CPU thread, so that the checkpoint does not depend on how many a machine
-    has. A training that is killed goes on after its last whole epoch.
+    has. A training that is killed goes on after its last whole epoch; processes that want the same network at the same
+    time wait for the one that trains it.
 
     Raises OptionError for an unknown network or one without a recipe; CheckpointError when the cached file
     is damaged, which is never repaired silently; StoreError when the cache folder cannot be written.
@@ -217,21 +218,21 @@ def trained_model(
     key = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
     file_name = f"{network.replace(':', '-')}--{data.name}--{key[:16]}.safetensors"
     path = Path(cache_dir or default_cache_dir()) / file_name
-    cached = path.exists()
     seconds = None
-    if not cached:
-        start = time.perf_counter()
+    if not path.exists():
         try:
-            with one_thread():
-                images, labels = data.train.images, data.train.labels
-                state = path.with_suffix(f".{device}.state".replace(":", "-"))
-                train(model, images, labels, recipe, seed, device, progress, last_epoch=last_epoch, state=state)
-            seconds = time.perf_counter() - start
-            write_atomically(path, checkpoints.encode(model, key, description))
+            with making(path), one_thread():
+                if not path.exists():
+                    start = time.perf_counter()
+                    images, labels = data.train.images, data.train.labels
+                    state = path.with_suffix(f".{device}.state".replace(":", "-"))
+                    train(model, images, labels, recipe, seed, device, progress, last_epoch=last_epoch, state=state)
+                    seconds = time.perf_counter() - start
+                    write_atomically(path, checkpoints.encode(model, key, description))
         except StoreError as error:
             raise StoreError(f"{error} The environment variable SIPP_BENCH_CACHE sets the cache folder.") from error
     sha256 = load_checkpoint(model, path, key=key)
-    return Trained(model.to(device).eval(), path, sha256, key, recipe.description(), cached, seconds)
+    return Trained(model.to(device).eval(), path, sha256, key, recipe.description(), seconds is None, seconds)
 
 
 def pretrained_model(network: str, data: DataSet) -> Trained:

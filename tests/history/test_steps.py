@@ -34,7 +34,7 @@ def test_flat_noise_is_marked_as_rarely_as_stated(shape: str, runs: int) -> None
 def test_a_planted_step_is_found_at_its_place(place: int) -> None:
     """One of 50 series of 12 runs has a step of 8 standard deviations, in 100 pages: marked within a run of its place.
 
-    Seen in 295 to 300 of 300 other pages: fewer than 90 of 100 has a chance below 1e-4 even at a rate of 0.97.
+    Seen in 295 to 300 of 300 other pages: fewer than 90 of 100 has a chance of 2e-4 at a rate of 0.97.
     """
     generator = np.random.default_rng(7)
     hits = 0

@@ -6,6 +6,7 @@ The same content gives the same bytes.
 
 import functools
 import hashlib
+import io
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -69,23 +70,44 @@ def pack(blocks: Arrays) -> tuple[bytes, dict[str, Any]]:
         for weight, named in blocks.items()
         for name, array in named.items()
     }
-    content = safetensors.numpy.save(dict(sorted(arrays.items())))
+    return _described(safetensors.numpy.save(dict(sorted(arrays.items()))))
+
+
+def pack_rows(arrays: Mapping[str, NDArray[Any]]) -> tuple[bytes, dict[str, Any]]:
+    """Arrays by name as the content of a compressed .npz file; and its size and hash. Made for predicted classes."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{name: np.asarray(array) for name, array in arrays.items()})
+    return _described(buffer.getvalue())
+
+
+def _described(content: bytes) -> tuple[bytes, dict[str, Any]]:
     return content, {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def unpack(path: Path, described: Mapping[str, Any]) -> dict[str, dict[str, NDArray[Any]]]:
     """The arrays in a file that `pack` made. Raises StoreError when it is missing or not as described."""
+    content = _checked(path, described)
+    blocks: dict[str, dict[str, NDArray[Any]]] = {}
+    for key, array in safetensors.numpy.load(content).items():
+        weight, _, name = key.rpartition("/")
+        blocks.setdefault(weight, {})[name] = array
+    return blocks
+
+
+def unpack_rows(path: Path, described: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """The arrays in a file that `pack_rows` made. Raises StoreError when it is missing or not as described."""
+    with np.load(io.BytesIO(_checked(path, described)), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _checked(path: Path, described: Mapping[str, Any]) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
         raise damaged(path) from error
     if hashlib.sha256(content).hexdigest() != described["sha256"]:
         raise damaged(path)
-    blocks: dict[str, dict[str, NDArray[Any]]] = {}
-    for key, array in safetensors.numpy.load(content).items():
-        weight, _, name = key.rpartition("/")
-        blocks.setdefault(weight, {})[name] = array
-    return blocks
+    return content
 
 
 @functools.singledispatch

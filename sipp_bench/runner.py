@@ -20,7 +20,7 @@ import sipp_bench as sb
 from sipp_bench import checks, metrics, protocols
 from sipp_bench.errors import StoreError
 from sipp_bench.masks import require_masks_held
-from sipp_bench.measures.cell import cost_measures, prediction_measures
+from sipp_bench.measures.cell import cost_measures, predicted_classes, prediction_measures
 from sipp_bench.measures.predictions import predict
 from sipp_bench.records import Arrays
 from sipp_bench.store import Run, Store, load_run
@@ -165,7 +165,7 @@ class _Runner:
         (rows, blocks), check_seconds = _timed(lambda: self._check(subject, outcome))
         result = {
             **scores,
-            **self._around(subject, outcome),
+            **self._around(subject, outcome, logits),
             "dense_accuracy": subject.dense["accuracy"],
             "dense_loss": subject.dense["loss"],
             "weights": pruned.weights,
@@ -194,18 +194,24 @@ class _Runner:
         return result, timing, blocks
 
     @staticmethod
-    def _around(subject: _Subject, outcome: protocols.Outcome) -> dict[str, Any]:
-        """What retraining adds: the scores before it, and those of the control; nothing without retraining."""
+    def _around(subject: _Subject, outcome: protocols.Outcome, logits: Tensor) -> dict[str, Any]:
+        """The predictions, and what retraining adds: the scores before it, and those of the control.
+
+        logits: of the network that the cell ends with, on the test part.
+        """
+        labels, dense = subject.dataset.test.labels, subject.dense_logits
         if outcome.retrained is None:
-            return {}
+            return {"predictions": predicted_classes(labels, dense=dense, pruned=logits)}
         others = {"pruned": outcome.pruned, "control": outcome.control}
-        around: dict[str, Any] = {
-            f"{which}_{name}": value
-            for which, network in others.items()
-            if network is not None
-            for name, value in _evaluate(network.model, subject.dataset)[0].items()
+        found = {
+            which: _evaluate(network.model, subject.dataset) for which, network in others.items() if network is not None
         }
-        return around | {"retrained_sha256": outcome.retrained.mask_sha256}
+        around: dict[str, Any] = {
+            f"{which}_{name}": value for which, (scores, _) in found.items() for name, value in scores.items()
+        }
+        before = {which: before for which, (_, before) in found.items()}
+        predictions = predicted_classes(labels, dense=dense, **before, retrained=logits)
+        return around | {"retrained_sha256": outcome.retrained.mask_sha256, "predictions": predictions}
 
     def _check(self, subject: _Subject, outcome: protocols.Outcome) -> tuple[list[dict[str, Any]], Arrays]:
         """The guarantee, which is about the network as pruned, compared with the one that it was pruned from."""

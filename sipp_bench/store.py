@@ -5,6 +5,8 @@
                                  The same in every run of the suite on one machine: no time and no path in it
     RUN/cells/ID.timing.json     its times in seconds
     RUN/cells/ID.safetensors     arrays (neurons, 2), "weight name/array name"; for methods with a bound
+    RUN/cells/ID.predictions.npz labels of the test part and the classes that the networks predict, each (points,):
+                                 dense, pruned, and where the protocol has them retrained and control
     RUN/cells/ID.traceback.txt   where a failed cell failed; the only file with paths of the machine in it
 
 `records` says how values are written.
@@ -23,7 +25,19 @@ from numpy.typing import NDArray
 
 from sipp_bench.errors import StoreError
 from sipp_bench.files import write_atomically
-from sipp_bench.records import FORMAT, Arrays, check_format, damaged, pack, plain, read_json, to_json, unpack
+from sipp_bench.records import (
+    FORMAT,
+    Arrays,
+    check_format,
+    damaged,
+    pack,
+    pack_rows,
+    plain,
+    read_json,
+    to_json,
+    unpack,
+    unpack_rows,
+)
 from sipp_bench.suite import Cell
 
 _KEYS = {"id": "str", "network": "str", "data": "str", "seed": "int64", "method": "str", "keep": "float64"}
@@ -61,6 +75,7 @@ _CHECKS = (
     | dict.fromkeys(("drawn", "exceeding_certain", "active"), "int64")
     | {"exceeding_rate": "float64"}
 )
+_SKIPPED = _KEYS | {"layer": "str", "reason": "str"}
 _SECONDS = ("fit_seconds", "prune_seconds", "evaluate_seconds", "check_seconds", "protocol_seconds")
 _TIMINGS = {"id": "str"} | dict.fromkeys(_SECONDS, "float64")
 
@@ -137,7 +152,8 @@ class Store:
     ) -> None:
         """Write a cell's files, ID.json last, so that all are there and whole once that one is.
 
-        `result` is everything but the cell's own keys; `traceback` is for a failed cell.
+        `result` is everything but the cell's own keys, its `predictions` being arrays of equal length by name, which
+        get a file of their own; `traceback` is for a failed cell.
         """
         trace = self._cells / f"{cell.id}.traceback.txt"
         trace.unlink(missing_ok=True)
@@ -148,8 +164,13 @@ class Store:
         if blocks:
             content, described = pack(blocks)
             write_atomically(_arrays_path(self.path, cell.id), content)
+        predictions = None
+        if result.get("predictions"):
+            content, predictions = pack_rows(result["predictions"])
+            write_atomically(_predictions_path(self.path, cell.id), content)
         keys = {"network": cell.network, "data": cell.data, "seed": cell.seed, "method": cell.method}
-        record = {"format": FORMAT, "id": cell.id, **keys, "keep": cell.keep, **result, "blocks": described}
+        record = {"format": FORMAT, "id": cell.id, **keys, "keep": cell.keep, **result}
+        record |= {"blocks": described, "predictions": predictions}
         write_atomically(_cell_path(self.path, cell.id), to_json(record))
         self._status[cell.id] = str(result["status"])
 
@@ -196,6 +217,8 @@ class Run:
     layers: pd.DataFrame
     checks: pd.DataFrame
     timings: pd.DataFrame
+    skipped: pd.DataFrame
+    """One row a cell and layer that stayed dense, with the reason."""
 
     def blocks(self, cell_id: str) -> dict[str, dict[str, NDArray[Any]]]:
         """Weight name -> array name -> array (neurons, 2) of a cell; {} where the method has no bound.
@@ -204,6 +227,14 @@ class Run:
         """
         described = _read_cell(self.path, cell_id)["blocks"]
         return unpack(_arrays_path(self.path, cell_id), described) if described else {}
+
+    def predictions(self, cell_id: str) -> dict[str, NDArray[Any]]:
+        """`labels`, and per network its predicted classes of the test part, each (points,); {} in runs of before.
+
+        Raises StoreError when the file is missing or damaged.
+        """
+        described = _read_cell(self.path, cell_id).get("predictions")
+        return unpack_rows(_predictions_path(self.path, cell_id), described) if described else {}
 
 
 def load_run(path: Path | str) -> Run:
@@ -222,11 +253,18 @@ def load_run(path: Path | str) -> Run:
         layers=_table(_rows_of("layers", cells), _LAYERS),
         checks=_table(_rows_of("checks", cells), _CHECKS),
         timings=_table(timings, _TIMINGS),
+        skipped=_table(_rows_of("skipped", cells), _SKIPPED),
     )
 
 
 def _rows_of(part: str, cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: cell[key] for key in _KEYS} | row for cell in cells for row in cell.get(part, ())]
+    rows = []
+    for cell in cells:
+        found = cell.get(part, ())
+        if isinstance(found, dict):  # layer -> reason
+            found = [{"layer": layer, "reason": reason} for layer, reason in found.items()]
+        rows += [{key: cell[key] for key in _KEYS} | row for row in found]
+    return rows
 
 
 def _table(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
@@ -249,6 +287,10 @@ def _timing_path(path: Path, cell_id: str) -> Path:
 
 def _arrays_path(path: Path, cell_id: str) -> Path:
     return path / "cells" / f"{cell_id}.safetensors"
+
+
+def _predictions_path(path: Path, cell_id: str) -> Path:
+    return path / "cells" / f"{cell_id}.predictions.npz"
 
 
 def _ids(path: Path, meta: Mapping[str, Any]) -> list[str]:
@@ -275,13 +317,15 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 
 def _read_cell(path: Path, cell_id: str) -> dict[str, Any]:
-    file, arrays = _cell_path(path, cell_id), _arrays_path(path, cell_id)
+    file = _cell_path(path, cell_id)
     cell = read_json(file)
     check_format(file, cell)
     if cell.get("id") != cell_id or cell.get("status") not in ("done", "failed") or "blocks" not in cell:
         raise damaged(file)
-    if cell["blocks"] and not (arrays.is_file() and arrays.stat().st_size == cell["blocks"]["bytes"]):
-        raise damaged(arrays)
+    for part, path_of in {"blocks": _arrays_path, "predictions": _predictions_path}.items():
+        arrays, described = path_of(path, cell_id), cell.get(part)
+        if described and not (arrays.is_file() and arrays.stat().st_size == described["bytes"]):
+            raise damaged(arrays)
     if not _timing_path(path, cell_id).is_file():
         raise damaged(_timing_path(path, cell_id))
     return cell

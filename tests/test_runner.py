@@ -68,7 +68,7 @@ def undisturbed(suite: Suite, cache: Path, tmp_path_factory: pytest.TempPathFact
 
 def results(path: Path) -> dict[str, bytes]:
     """The files of a run that have no time in them."""
-    files = [*path.glob("cells/*.json"), *path.glob("cells/*.safetensors")]
+    files = [*path.glob("cells/*.json"), *path.glob("cells/*.safetensors"), *path.glob("cells/*.npz")]
     return {file.name: file.read_bytes() for file in files if not file.name.endswith(".timing.json")}
 
 
@@ -103,6 +103,12 @@ def test_measures_beyond_accuracy_are_those_of_the_pruned_network(suite: Suite, 
     assert (cells["top5_accuracy"] >= cells["accuracy"]).all()
     assert (cells["worst_class_accuracy"] == cells["class_accuracies"].map(min)).all()
     assert (cells["theoretical_speedup"] == cells["dense_multiply_adds"] / cells["multiply_adds"]).all()
+    for cell in cells.to_dict("records"):
+        stored = undisturbed.predictions(cell["id"])
+        assert {array.dtype.name for array in stored.values()} == {"uint8"}
+        assert (stored["pruned"] == stored["labels"]).mean() == cell["accuracy"]
+        assert (stored["dense"] == stored["labels"]).mean() == cell["dense_accuracy"]
+        assert (stored["dense"] != stored["pruned"]).sum() == cell["flips"]
     dataset = data.load("digits", seed=1)
     model = training.trained_model("lenet-300-100", dataset, seed=1, cache_dir=cache).model
     points = runner._draw(dataset.points, 32, 1).images
@@ -347,7 +353,7 @@ def test_cells_without_retraining_add_nothing_but_measures_to_the_first_version(
     measures = {
         *("top5_accuracy", "dense_top5_accuracy", "agreement", "flips", "class_accuracies", "class_loss_changes"),
         *("worst_class", "worst_class_accuracy", "loss_gap", "calibration_error", "dense_calibration_error"),
-        *("compression_ratio", "theoretical_speedup"),
+        *("compression_ratio", "theoretical_speedup", "predictions"),
     }
     assert set(cell) - measures == {
         *("format", "id", "network", "data", "seed", "method", "keep", "blocks", "status", "error", "method_name"),

@@ -79,6 +79,29 @@ def test_cells_of_before_the_measures_load_without_them(tmp_path: Path) -> None:
     assert (new["agreement"], new["flips"], new["class_accuracies"]) == (0.9, 3, [0.5, None, 1.0])
 
 
+def test_predictions_are_a_file_of_their_own(tmp_path: Path) -> None:
+    classes = {"labels": np.array([0, 1, 300], dtype=np.uint16), "pruned": np.array([0, 2, 2], dtype=np.uint16)}
+    with Store(tmp_path, META) as store:
+        store.write_cell(CELLS[0], done(), TIMING)
+        store.write_cell(CELLS[1], done(predictions=classes, skipped={"conv.weight": "no hook"}), TIMING)
+    run = load_run(tmp_path)
+    assert run.predictions(CELLS[0].id) == {}, "as in runs of before"
+    read = run.predictions(CELLS[1].id)
+    assert {name: (array.dtype.name, array.tolist()) for name, array in read.items()} == {
+        "labels": ("uint16", [0, 1, 300]),
+        "pruned": ("uint16", [0, 2, 2]),
+    }
+    assert run.skipped[["id", "layer", "reason"]].to_numpy().tolist() == [[CELLS[1].id, "conv.weight", "no hook"]]
+    file = tmp_path / "cells" / f"{CELLS[1].id}.predictions.npz"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    with pytest.raises(StoreError, match=r"predictions\.npz is missing"):
+        load_run(tmp_path)
+    file.write_bytes(content[:-1] + b"?")
+    with pytest.raises(StoreError, match=r"predictions\.npz is missing"):
+        run.predictions(CELLS[1].id)
+
+
 def test_tables_have_their_columns_and_types_when_empty(tmp_path: Path) -> None:
     write_run(tmp_path / "full")
     with Store(tmp_path / "empty", META):

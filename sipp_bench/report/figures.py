@@ -16,13 +16,14 @@ from sipp_bench.report.style import (
     DPI,
     FAINT,
     INK,
+    Drawn,
     MethodStyle,
+    drawn,
     figure_style,
     is_sipp,
     log_ticks,
     method_styles,
     new_figure,
-    png,
 )
 from sipp_bench.report.summaries import (
     accuracy_summary,
@@ -43,7 +44,7 @@ class Picture:
     """A figure ready for the page. `name` is unique within the report and safe in a file name."""
 
     name: str
-    png: bytes
+    drawn: Drawn
     caption: str
     alt: str
 
@@ -51,12 +52,12 @@ class Picture:
     def width(self) -> int:
         """The width to show it at, in CSS pixels: 100 an inch, so that text is of one size in all figures."""
         # Bytes 16 to 20 of a PNG are its width in pixels.
-        return round(int.from_bytes(self.png[16:20], "big") * 100 / DPI)
+        return round(int.from_bytes(self.drawn.png[16:20], "big") * 100 / DPI)
 
 
 def accuracy_picture(target: Target, name: str) -> Picture:
     """Test accuracy against compression ratio: SiPP's variants left, the baselines right."""
-    summary = _drawable(accuracy_summary(target.cells))
+    summary = drawable(accuracy_summary(target.cells))
     styles = method_styles(target.cells)
     reference = reference_label(target.cells)
     of_sipp = summary["method_name"].map(is_sipp)
@@ -71,7 +72,7 @@ def accuracy_picture(target: Target, name: str) -> Picture:
             axes.set(title=title, xlabel=COMPRESSION)
             log_ticks(axes, "x", summary["compression_mean"], "×")
             shown = list(rows["method"].unique())
-            handles = [_handle(label, styles[label]) for label in shown]
+            handles = [handle(label, styles[label]) for label in shown]
             if reference is not None and reference not in shown:
                 handles.append(Line2D([], [], color=REFERENCE_GREY, label=f"{reference} (see right)"))
             axes.legend(
@@ -79,7 +80,7 @@ def accuracy_picture(target: Target, name: str) -> Picture:
                 handlelength=3.2, borderaxespad=0.0, columnspacing=1.2,
             )  # fmt: skip
         panels[0].set_ylabel("Test accuracy (%)")
-        content = png(figure)
+        content = drawn(figure)
     return Picture(
         name,
         content,
@@ -128,7 +129,7 @@ def difference_picture(target: Target, name: str) -> Picture | None:
     reference = reference_label(target.cells)
     if reference is None:
         return None
-    summary = _drawable(difference_summary(target.cells, reference))
+    summary = drawable(difference_summary(target.cells, reference))
     if summary.empty:
         return None
     styles = method_styles(target.cells)
@@ -148,8 +149,8 @@ def difference_picture(target: Target, name: str) -> Picture | None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: "0" if value == 0 else f"{value:+g}"))
         axes.set(xlabel=COMPRESSION, ylabel=f"Test accuracy minus {reference}'s\n(percentage points)")
         log_ticks(axes, "x", summary["compression_mean"], "×")
-        _legend_right(axes, styles, summary["method"].unique())
-        content = png(figure)
+        legend_right(axes, styles, summary["method"].unique())
+        content = drawn(figure)
     return Picture(
         name,
         content,
@@ -162,7 +163,7 @@ def difference_picture(target: Target, name: str) -> Picture | None:
 
 def compute_picture(target: Target, name: str) -> Picture | None:
     """Multiply-add reduction against compression ratio; None where the two are the same for every method."""
-    summary = _drawable(accuracy_summary(target.cells))
+    summary = drawable(accuracy_summary(target.cells))
     ratios, reductions = summary["compression_mean"], summary["multiply_add_reduction_mean"]
     if bool(np.isclose(ratios, reductions, rtol=0.01).all()):
         return None
@@ -181,8 +182,8 @@ def compute_picture(target: Target, name: str) -> Picture | None:
         axes.set(xlabel=COMPRESSION, ylabel="Multiply-add reduction,\ndense / pruned (log scale)")
         log_ticks(axes, "x", ratios, "×")
         log_ticks(axes, "y", reductions, "×")
-        _legend_right(axes, styles, summary["method"].unique())
-        content = png(figure)
+        legend_right(axes, styles, summary["method"].unique())
+        content = drawn(figure)
     return Picture(
         name,
         content,
@@ -222,7 +223,7 @@ def layers_picture(target: Target, name: str) -> Picture:
         axes.set_xticks(axes.get_xticks(), labels, rotation=0 if annotated else 90)
         axes.set_yticks(axes.get_yticks(), list(table.index), rotation=0)
         axes.set(xlabel="Layer, number of weights" if annotated else "Layer", ylabel="")
-        content = png(figure)
+        content = drawn(figure)
     return Picture(
         name,
         content,
@@ -252,7 +253,7 @@ def time_picture(target: Target, name: str) -> Picture:
             log_ticks(axes, "x", [*rows["lower_quartile"], *rows["upper_quartile"]])
         panels[0].set_yticks(range(len(labels)), labels)
         panels[0].set_ylim(len(labels) - 0.5, -0.5)
-        content = png(figure)
+        content = drawn(figure)
     return Picture(
         name,
         content,
@@ -272,16 +273,16 @@ def spread_sentence(summary: pd.DataFrame) -> str:
     return f"Lines join means over n = {seeds} seeds; bars are one sample standard deviation to either side."
 
 
-def _drawable(summary: pd.DataFrame) -> pd.DataFrame:
+def drawable(summary: pd.DataFrame) -> pd.DataFrame:
     """Without the rows that have no place on a logarithmic axis: nothing was kept."""
     drawable: pd.DataFrame = summary.loc[np.isfinite(summary["compression_mean"]) & (summary["achieved_keep_mean"] > 0)]
     return drawable
 
 
-def _handle(label: str, style: MethodStyle) -> Line2D:
+def handle(label: str, style: MethodStyle) -> Line2D:
     return Line2D([], [], label=label, **style.line_kwargs())
 
 
-def _legend_right(axes: Axes, styles: dict[str, MethodStyle], labels: Iterable[str]) -> None:
-    handles = [_handle(label, styles[label]) for label in labels]
+def legend_right(axes: Axes, styles: dict[str, MethodStyle], labels: Iterable[str]) -> None:
+    handles = [handle(label, styles[label]) for label in labels]
     axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8.5, handlelength=3.2)

@@ -90,7 +90,7 @@ def _accuracy_or_loss(target: Target, what: str, text: Callable[["pd.Series[Any]
     summary = accuracy_summary(target.cells)
     dense = target.cells.drop_duplicates("seed")[f"dense_{what}"]
     dense_text = text(pd.Series({f"{what}_mean": dense.mean(), f"{what}_sd": dense.std(), "seeds": len(dense)}))
-    table = _by_keep(
+    table = by_keep(
         summary,
         text,
         caption=f"{title} by requested keep, {target.label}; mean ± sample standard deviation over seeds. "
@@ -106,7 +106,7 @@ def _accuracy_or_loss(target: Target, what: str, text: Callable[["pd.Series[Any]
 
 def compute_table(target: Target) -> Table:
     """Compression ratio and multiply-add reduction by method and keep."""
-    return _by_keep(
+    return by_keep(
         accuracy_summary(target.cells),
         lambda row: (
             f"{number(row['compression_mean'], '{:.3g}×')} / {number(row['multiply_add_reduction_mean'], '{:.3g}×')}"
@@ -120,7 +120,7 @@ def vacuity_table(target: Target) -> Table:
     summary = vacuous_shares(target.checks)
     several = summary.groupby("method")["claim"].nunique().max() > 1
     names = summary["method"] + (" (" + summary["claim"] + ")" if several else "")
-    return _by_keep(
+    return by_keep(
         summary.assign(method=names),
         lambda row: percent(row["vacuous_share"]),
         caption="Share of blocks whose bound on S is vacuous (ε ≥ 1), in %, by requested keep, "
@@ -128,7 +128,7 @@ def vacuity_table(target: Target) -> Table:
     )
 
 
-def _by_keep(summary: pd.DataFrame, text: Callable[["pd.Series[Any]"], str], caption: str) -> Table:
+def by_keep(summary: pd.DataFrame, text: Callable[["pd.Series[Any]"], str], caption: str) -> Table:
     keeps = sorted(summary["keep"].unique(), reverse=True)
     texts = {(str(row["method"]), row["keep"]): text(row) for _, row in summary.iterrows()}
     methods = [str(method) for method in summary["method"].unique()]

@@ -70,37 +70,34 @@ def pack(blocks: Arrays) -> tuple[bytes, dict[str, Any]]:
         for weight, named in blocks.items()
         for name, array in named.items()
     }
-    return _described(safetensors.numpy.save(dict(sorted(arrays.items()))))
-
-
-def pack_rows(arrays: Mapping[str, NDArray[Any]]) -> tuple[bytes, dict[str, Any]]:
-    """Arrays by name as the content of a compressed .npz file; and its size and hash. Made for predicted classes."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{name: np.asarray(array) for name, array in arrays.items()})
-    return _described(buffer.getvalue())
-
-
-def _described(content: bytes) -> tuple[bytes, dict[str, Any]]:
+    content = safetensors.numpy.save(dict(sorted(arrays.items())))
     return content, {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def unpack(path: Path, described: Mapping[str, Any]) -> dict[str, dict[str, NDArray[Any]]]:
     """The arrays in a file that `pack` made. Raises StoreError when it is missing or not as described."""
-    content = _checked(path, described)
     blocks: dict[str, dict[str, NDArray[Any]]] = {}
-    for key, array in safetensors.numpy.load(content).items():
+    for key, array in safetensors.numpy.load(_read_as_described(path, described)).items():
         weight, _, name = key.rpartition("/")
         blocks.setdefault(weight, {})[name] = array
     return blocks
 
 
-def unpack_rows(path: Path, described: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """The arrays in a file that `pack_rows` made. Raises StoreError when it is missing or not as described."""
-    with np.load(io.BytesIO(_checked(path, described)), allow_pickle=False) as arrays:
+def pack_predictions(predicted: Mapping[str, NDArray[Any]]) -> tuple[bytes, dict[str, Any]]:
+    """Classes (points,) by name as the content of a compressed npz file, in the smallest dtype; its size and hash."""
+    small = {name: classes.astype(np.min_scalar_type(int(classes.max()))) for name, classes in predicted.items()}
+    content = io.BytesIO()
+    np.savez_compressed(content, **dict(sorted(small.items())))  # type: ignore[arg-type]  # its stub minds a flag
+    return content.getvalue(), {"bytes": content.tell(), "sha256": hashlib.sha256(content.getvalue()).hexdigest()}
+
+
+def unpack_predictions(path: Path, described: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """The classes in a file that `pack_predictions` made. Raises StoreError when it is missing or not as described."""
+    with np.load(io.BytesIO(_read_as_described(path, described)), allow_pickle=False) as arrays:
         return dict(arrays)
 
 
-def _checked(path: Path, described: Mapping[str, Any]) -> bytes:
+def _read_as_described(path: Path, described: Mapping[str, Any]) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:

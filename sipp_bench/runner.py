@@ -20,7 +20,7 @@ import sipp_bench as sb
 from sipp_bench import checks, metrics, protocols
 from sipp_bench.errors import StoreError
 from sipp_bench.masks import require_masks_held
-from sipp_bench.measures.cell import cost_measures, predicted_classes, prediction_measures
+from sipp_bench.measures.cell import cost_measures, prediction_measures
 from sipp_bench.measures.predictions import predict
 from sipp_bench.records import Arrays
 from sipp_bench.store import Run, Store, load_run
@@ -101,16 +101,18 @@ class _Runner:
                 self._run_method(subject, list(group))
 
     def _run_method(self, subject: _Subject, cells: list[Cell]) -> None:
-        """Fit once, then run `cells`, which differ in their keep ratio only."""
+        """Fit once, then run `cells`, which differ in their keep ratio only, from the largest down as cascades go."""
         method = self._method(cells[0])
+        reached: dict[tuple[float, ...], sb.Pruned] = {}
         with self._recording_failure(cells):
             self.bar.set_postfix_str(f"{cells[0].network}, seed {cells[0].seed}, {method.label}")
             fitted, fit_seconds = _timed(lambda: self._fit(subject, cells[0], subject.trained.model))
-            for cell in cells:
+            for cell in sorted(cells, key=lambda cell: -cell.keep):
                 with self._recording_failure([cell]), models.seeded(cell.seed):
-                    result, timing, blocks = self._measure(subject, fitted, cell)
+                    task = self._task(subject, fitted, cell, reached)
+                    result, timing, blocks, predicted = self._measure(subject, fitted, task)
                     result = {"status": "done", "error": None} | self._about(cell) | result
-                    self.store.write_cell(cell, result, {"fit_seconds": fit_seconds} | timing, blocks)
+                    self.store.write_cell(cell, result, {"fit_seconds": fit_seconds} | timing, blocks, predicted)
                     self.bar.update()
 
     def _prepare(self, cell: Cell) -> _Subject:
@@ -141,7 +143,9 @@ class _Runner:
         with models.seeded(cell.seed):
             return sb.fit(model, points.images, method=method.name, labels=points.labels, **method.options)
 
-    def _task(self, subject: _Subject, fitted: sb.Fitted, cell: Cell) -> protocols.Task:
+    def _task(
+        self, subject: _Subject, fitted: sb.Fitted, cell: Cell, reached: dict[tuple[float, ...], sb.Pruned]
+    ) -> protocols.Task:
         return protocols.Task(
             fitted=fitted,
             fit=lambda model: self._fit(subject, cell, model),
@@ -150,22 +154,27 @@ class _Runner:
             recipe=self.suite.target_of(cell).training_recipe(),
             keep=cell.keep,
             seed=cell.seed,
+            keeps=self.suite.keep,
+            reached=reached,
         )
 
     def _measure(
-        self, subject: _Subject, fitted: sb.Fitted, cell: Cell
-    ) -> tuple[dict[str, Any], dict[str, float], Arrays]:
-        """Prune to the cell's keep ratio and measure: the result, the times and the arrays by block."""
+        self, subject: _Subject, fitted: sb.Fitted, task: protocols.Task
+    ) -> tuple[dict[str, Any], dict[str, float], Arrays, dict[str, NDArray[Any]]]:
+        """Prune to the cell's keep ratio and measure: the result, the times, the arrays by block, what is predicted."""
         model, example = subject.trained.model, subject.points.images[:1]
         protocol = self.suite.make_protocol()
-        outcome, seconds = _timed(lambda: protocol.run(self._task(subject, fitted, cell)))
+        outcome, seconds = _timed(lambda: protocol.run(task))
         pruned, final = outcome.pruned, outcome.retrained or outcome.pruned
         require_masks_held(final)
         (scores, logits), evaluate_seconds = _timed(lambda: _evaluate(final.model, subject.dataset))
         (rows, blocks), check_seconds = _timed(lambda: self._check(subject, outcome))
+        around, others = self._around(subject, outcome)
+        test = {"labels": subject.dataset.test.labels, "dense": subject.dense_logits.argmax(1)}
+        last = {"pruned" if outcome.retrained is None else "retrained": logits.argmax(1)}
         result = {
             **scores,
-            **self._around(subject, outcome, logits),
+            **around,
             "dense_accuracy": subject.dense["accuracy"],
             "dense_loss": subject.dense["loss"],
             "weights": pruned.weights,
@@ -191,27 +200,21 @@ class _Runner:
             "evaluate_seconds": evaluate_seconds,
             "check_seconds": check_seconds,
         }
-        return result, timing, blocks
+        return result, timing, blocks, {name: classes.numpy() for name, classes in (test | last | others).items()}
 
     @staticmethod
-    def _around(subject: _Subject, outcome: protocols.Outcome, logits: Tensor) -> dict[str, Any]:
-        """The predictions, and what retraining adds: the scores before it, and those of the control.
-
-        logits: of the network that the cell ends with, on the test part.
-        """
-        labels, dense = subject.dataset.test.labels, subject.dense_logits
+    def _around(subject: _Subject, outcome: protocols.Outcome) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What retraining adds: scores and classes before it, and those of the control; nothing without retraining."""
         if outcome.retrained is None:
-            return {"predictions": predicted_classes(labels, dense=dense, pruned=logits)}
-        others = {"pruned": outcome.pruned, "control": outcome.control}
-        found = {
-            which: _evaluate(network.model, subject.dataset) for which, network in others.items() if network is not None
-        }
-        around: dict[str, Any] = {
-            f"{which}_{name}": value for which, (scores, _) in found.items() for name, value in scores.items()
-        }
-        before = {which: before for which, (_, before) in found.items()}
-        predictions = predicted_classes(labels, dense=dense, **before, retrained=logits)
-        return around | {"retrained_sha256": outcome.retrained.mask_sha256, "predictions": predictions}
+            return {}, {}
+        around: dict[str, Any] = {"retrained_sha256": outcome.retrained.mask_sha256}
+        classes = {}
+        for which, network in {"pruned": outcome.pruned, "control": outcome.control}.items():
+            if network is not None:
+                scores, logits = _evaluate(network.model, subject.dataset)
+                around |= {f"{which}_{name}": value for name, value in scores.items()}
+                classes[which] = logits.argmax(1)
+        return around, classes
 
     def _check(self, subject: _Subject, outcome: protocols.Outcome) -> tuple[list[dict[str, Any]], Arrays]:
         """The guarantee, which is about the network as pruned, compared with the one that it was pruned from."""

@@ -5,8 +5,8 @@
                                  The same in every run of the suite on one machine: no time and no path in it
     RUN/cells/ID.timing.json     its times in seconds
     RUN/cells/ID.safetensors     arrays (neurons, 2), "weight name/array name"; for methods with a bound
-    RUN/cells/ID.predictions.npz labels of the test part and the classes that the networks predict, each (points,):
-                                 dense, pruned, and where the protocol has them retrained and control
+    RUN/cells/ID.predictions.npz the class that each network predicts for each test point: dense, pruned, and after
+                                 retraining where the protocol has that; and the labels
     RUN/cells/ID.traceback.txt   where a failed cell failed; the only file with paths of the machine in it
 
 `records` says how values are written.
@@ -31,12 +31,12 @@ from sipp_bench.records import (
     check_format,
     damaged,
     pack,
-    pack_rows,
+    pack_predictions,
     plain,
     read_json,
     to_json,
     unpack,
-    unpack_rows,
+    unpack_predictions,
 )
 from sipp_bench.suite import Cell
 
@@ -148,12 +148,12 @@ class Store:
         result: Mapping[str, Any],
         timing: Mapping[str, float],
         blocks: Arrays | None = None,
+        predicted: Mapping[str, NDArray[Any]] | None = None,
         traceback: str | None = None,
     ) -> None:
         """Write a cell's files, ID.json last, so that all are there and whole once that one is.
 
-        `result` is everything but the cell's own keys, its `predictions` being arrays of equal length by name, which
-        get a file of their own; `traceback` is for a failed cell.
+        `result` is everything but the cell's own keys; `traceback` is for a failed cell.
         """
         trace = self._cells / f"{cell.id}.traceback.txt"
         trace.unlink(missing_ok=True)
@@ -164,13 +164,13 @@ class Store:
         if blocks:
             content, described = pack(blocks)
             write_atomically(_arrays_path(self.path, cell.id), content)
-        predictions = None
-        if result.get("predictions"):
-            content, predictions = pack_rows(result["predictions"])
+        classes = None
+        if predicted:
+            content, classes = pack_predictions(predicted)
             write_atomically(_predictions_path(self.path, cell.id), content)
         keys = {"network": cell.network, "data": cell.data, "seed": cell.seed, "method": cell.method}
-        record = {"format": FORMAT, "id": cell.id, **keys, "keep": cell.keep, **result}
-        record |= {"blocks": described, "predictions": predictions}
+        record = {"format": FORMAT, "id": cell.id, **keys, "keep": cell.keep, **result, "blocks": described}
+        record["predictions"] = classes
         write_atomically(_cell_path(self.path, cell.id), to_json(record))
         self._status[cell.id] = str(result["status"])
 
@@ -229,12 +229,13 @@ class Run:
         return unpack(_arrays_path(self.path, cell_id), described) if described else {}
 
     def predictions(self, cell_id: str) -> dict[str, NDArray[Any]]:
-        """`labels`, and per network its predicted classes of the test part, each (points,); {} in runs of before.
+        """Classes (test points,) of a cell by name: labels, dense, pruned, retrained, control; {} where it has none.
 
-        Raises StoreError when the file is missing or damaged.
+        In the order of the data set's test part. Runs of before have none, and neither have failed cells. Raises
+        StoreError when the file is missing or damaged.
         """
         described = _read_cell(self.path, cell_id).get("predictions")
-        return unpack_rows(_predictions_path(self.path, cell_id), described) if described else {}
+        return unpack_predictions(_predictions_path(self.path, cell_id), described) if described else {}
 
 
 def load_run(path: Path | str) -> Run:
@@ -253,18 +254,20 @@ def load_run(path: Path | str) -> Run:
         layers=_table(_rows_of("layers", cells), _LAYERS),
         checks=_table(_rows_of("checks", cells), _CHECKS),
         timings=_table(timings, _TIMINGS),
-        skipped=_table(_rows_of("skipped", cells), _SKIPPED),
+        skipped=_table(_skipped(cells), _SKIPPED),
     )
 
 
 def _rows_of(part: str, cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    rows = []
-    for cell in cells:
-        found = cell.get(part, ())
-        if isinstance(found, dict):  # layer -> reason
-            found = [{"layer": layer, "reason": reason} for layer, reason in found.items()]
-        rows += [{key: cell[key] for key in _KEYS} | row for row in found]
-    return rows
+    return [{key: cell[key] for key in _KEYS} | row for cell in cells for row in cell.get(part, ())]
+
+
+def _skipped(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {key: cell[key] for key in _KEYS} | {"layer": layer, "reason": reason}
+        for cell in cells
+        for layer, reason in (cell.get("skipped") or {}).items()
+    ]
 
 
 def _table(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
@@ -317,15 +320,14 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 
 def _read_cell(path: Path, cell_id: str) -> dict[str, Any]:
-    file = _cell_path(path, cell_id)
+    file, arrays, predictions = (where(path, cell_id) for where in (_cell_path, _arrays_path, _predictions_path))
     cell = read_json(file)
     check_format(file, cell)
     if cell.get("id") != cell_id or cell.get("status") not in ("done", "failed") or "blocks" not in cell:
         raise damaged(file)
-    for part, path_of in {"blocks": _arrays_path, "predictions": _predictions_path}.items():
-        arrays, described = path_of(path, cell_id), cell.get(part)
-        if described and not (arrays.is_file() and arrays.stat().st_size == described["bytes"]):
-            raise damaged(arrays)
+    for file, described in ((arrays, cell["blocks"]), (predictions, cell.get("predictions"))):
+        if described and not (file.is_file() and file.stat().st_size == described["bytes"]):
+            raise damaged(file)
     if not _timing_path(path, cell_id).is_file():
         raise damaged(_timing_path(path, cell_id))
     return cell

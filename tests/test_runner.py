@@ -103,12 +103,6 @@ def test_measures_beyond_accuracy_are_those_of_the_pruned_network(suite: Suite, 
     assert (cells["top5_accuracy"] >= cells["accuracy"]).all()
     assert (cells["worst_class_accuracy"] == cells["class_accuracies"].map(min)).all()
     assert (cells["theoretical_speedup"] == cells["dense_multiply_adds"] / cells["multiply_adds"]).all()
-    for cell in cells.to_dict("records"):
-        stored = undisturbed.predictions(cell["id"])
-        assert {array.dtype.name for array in stored.values()} == {"uint8"}
-        assert (stored["pruned"] == stored["labels"]).mean() == cell["accuracy"]
-        assert (stored["dense"] == stored["labels"]).mean() == cell["dense_accuracy"]
-        assert (stored["dense"] != stored["pruned"]).sum() == cell["flips"]
     dataset = data.load("digits", seed=1)
     model = training.trained_model("lenet-300-100", dataset, seed=1, cache_dir=cache).model
     points = runner._draw(dataset.points, 32, 1).images
@@ -119,6 +113,10 @@ def test_measures_beyond_accuracy_are_those_of_the_pruned_network(suite: Suite, 
     assert row["mask_sha256"] == pruned.mask_sha256
     assert row["flips"] == int((before != after).sum()) > 0
     assert row["agreement"] == 1 - row["flips"] / len(before)
+    predicted = undisturbed.predictions(row["id"])
+    assert predicted.keys() == {"labels", "dense", "pruned"}
+    assert predicted["labels"].tolist() == dataset.test.labels.tolist()
+    assert (predicted["dense"].tolist(), predicted["pruned"].tolist()) == (before.tolist(), after.tolist())
     right = after == dataset.test.labels
     by_class = [float(right[dataset.test.labels == label].double().mean()) for label in range(10)]
     assert row["class_accuracies"] == pytest.approx(by_class, rel=1e-12)

@@ -24,6 +24,7 @@ META = {
     "dirty": None,
 }
 TIMING = {"fit_seconds": 1.0, "prune_seconds": 0.1, "evaluate_seconds": 0.2, "check_seconds": 0.3}
+PREDICTED = {"labels": np.array([0, 0, 9]), "dense": np.array([0, 1, 9]), "pruned": np.array([300, 1, 9])}
 BLOCKS = {"fc1.weight": {"epsilon": np.array([[0.1, np.inf]], dtype=np.float32), "draws": np.array([[3, 0]])}}
 
 
@@ -48,7 +49,7 @@ def write_run(path: Path) -> None:
     with Store(path, META) as store:
         for cell in reversed(CELLS):
             result = done(layers=[layer | {"epsilon_max": 0.5}], checks=[check | {"verdict": "holds"}])
-            store.write_cell(cell, result, TIMING, BLOCKS)
+            store.write_cell(cell, result, TIMING, BLOCKS, PREDICTED)
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -66,6 +67,19 @@ def test_round_trip(tmp_path: Path) -> None:
     np.testing.assert_array_equal(arrays["draws"], BLOCKS["fc1.weight"]["draws"])
 
 
+def test_predictions_come_back_small_and_as_they_were(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    found = load_run(tmp_path / "run").predictions(CELLS[0].id)
+    assert {name: classes.tolist() for name, classes in found.items()} == {
+        name: classes.tolist() for name, classes in PREDICTED.items()
+    }
+    assert [found[name].dtype for name in ("dense", "pruned")] == [np.uint8, np.uint16]
+    file = tmp_path / "run" / "cells" / f"{CELLS[0].id}.predictions.npz"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(StoreError, match=r"predictions\.npz is missing, truncated or changed"):
+        load_run(tmp_path / "run").predictions(CELLS[0].id)
+
+
 def test_cells_of_before_the_measures_load_without_them(tmp_path: Path) -> None:
     measured = done(agreement=0.9, flips=3, class_accuracies=[0.5, None, 1.0])
     with Store(tmp_path, META) as store:
@@ -79,27 +93,12 @@ def test_cells_of_before_the_measures_load_without_them(tmp_path: Path) -> None:
     assert (new["agreement"], new["flips"], new["class_accuracies"]) == (0.9, 3, [0.5, None, 1.0])
 
 
-def test_predictions_are_a_file_of_their_own(tmp_path: Path) -> None:
-    classes = {"labels": np.array([0, 1, 300], dtype=np.uint16), "pruned": np.array([0, 2, 2], dtype=np.uint16)}
+def test_layers_that_stayed_dense_are_a_table(tmp_path: Path) -> None:
     with Store(tmp_path, META) as store:
         store.write_cell(CELLS[0], done(), TIMING)
-        store.write_cell(CELLS[1], done(predictions=classes, skipped={"conv.weight": "no hook"}), TIMING)
-    run = load_run(tmp_path)
-    assert run.predictions(CELLS[0].id) == {}, "as in runs of before"
-    read = run.predictions(CELLS[1].id)
-    assert {name: (array.dtype.name, array.tolist()) for name, array in read.items()} == {
-        "labels": ("uint16", [0, 1, 300]),
-        "pruned": ("uint16", [0, 2, 2]),
-    }
-    assert run.skipped[["id", "layer", "reason"]].to_numpy().tolist() == [[CELLS[1].id, "conv.weight", "no hook"]]
-    file = tmp_path / "cells" / f"{CELLS[1].id}.predictions.npz"
-    content = file.read_bytes()
-    file.write_bytes(content[:-1])
-    with pytest.raises(StoreError, match=r"predictions\.npz is missing"):
-        load_run(tmp_path)
-    file.write_bytes(content[:-1] + b"?")
-    with pytest.raises(StoreError, match=r"predictions\.npz is missing"):
-        run.predictions(CELLS[1].id)
+        store.write_cell(CELLS[1], done(skipped={"conv.weight": "no hook"}), TIMING)
+    skipped = load_run(tmp_path).skipped[["id", "layer", "reason"]]
+    assert skipped.to_numpy().tolist() == [[CELLS[1].id, "conv.weight", "no hook"]]
 
 
 def test_tables_have_their_columns_and_types_when_empty(tmp_path: Path) -> None:
@@ -149,7 +148,7 @@ def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
         write_run(tmp_path / name)
     first, second = tmp_path / "first" / "cells", tmp_path / "second" / "cells"
     names = sorted(file.name for file in first.iterdir())
-    assert len(names) == 3 * len(CELLS)
+    assert len(names) == 4 * len(CELLS)
     assert [(first / name).read_bytes() for name in names] == [(second / name).read_bytes() for name in names]
 
 

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sipp_bench.measures.calibration import calibration_error
@@ -36,13 +34,6 @@ def prediction_measures(dense: Tensor, pruned: Tensor, labels: Tensor) -> dict[s
         "calibration_error": calibration_error(pruned, labels),
         "dense_calibration_error": calibration_error(dense, labels),
     }
-
-
-def predicted_classes(labels: Tensor, **logits: Tensor) -> dict[str, NDArray[Any]]:
-    """`labels` and, by the networks' names, the classes that their logits (n, classes) predict; each (n,) unsigned."""
-    classes = {"labels": labels} | {name: values.argmax(1) for name, values in logits.items()}
-    smallest = np.min_scalar_type(max(int(values.max()) for values in classes.values()))
-    return {name: values.numpy().astype(smallest) for name, values in classes.items()}
 
 
 def cost_measures(model: nn.Module, example: Tensor, masks: Mapping[str, Tensor]) -> dict[str, float]:

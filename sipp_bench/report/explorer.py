@@ -5,7 +5,8 @@ from importlib import resources
 
 from sipp_bench.report.beyond import Measure, measures_of
 from sipp_bench.report.collect import Collected
-from sipp_bench.report.models import Models, gather_models
+from sipp_bench.report.lineage import gather_models
+from sipp_bench.report.models import Models
 from sipp_bench.report.style import method_styles
 
 # What every run has comes first, the measures of its cells after them.
@@ -41,7 +42,7 @@ def explorer_files(report: Collected, images: bool) -> dict[str, bytes | str]:
     models, sheets = gather_models(report, images)
     script = resources.files("sipp_bench.report") / "static" / "explorer.js"
     return {
-        **{name: content for name, content in sheets.items()},
+        **sheets,
         "models.schema.json": json.dumps(Models.model_json_schema(), indent=1) + "\n",
         "models.json": models.model_dump_json(),
         "data.js": _data_script(report, models),
@@ -67,5 +68,3 @@ def _data_script(report: Collected, models: Models) -> str:
     }
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     return f"window.SIPP_BENCH = {text.replace('<', chr(92) + 'u003c')};\n"
-
-

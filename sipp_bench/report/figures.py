@@ -29,8 +29,10 @@ from sipp_bench.report.summaries import (
     accuracy_summary,
     difference_summary,
     in_order,
+    layer_bounds,
     layer_keeps,
     reference_label,
+    time_samples,
     time_summary,
 )
 from sipp_bench.report.tables import share
@@ -235,22 +237,56 @@ def layers_picture(target: Target, name: str) -> Picture:
     )
 
 
+def layer_bounds_picture(target: Target, name: str) -> Picture | None:
+    """The mean bound of each layer at the middle keep ratio, as a map of methods by layers; None without bounds."""
+    keep = target.middle_keep
+    summary = layer_bounds(target.layers[target.layers["keep"] == keep])
+    if summary.empty:
+        return None
+    summary = in_order(summary)
+    table = summary.pivot(index="method", columns="layer", values="epsilon_mean")
+    table = table.loc[list(summary["method"].unique()), list(summary["layer"].unique())]
+    annotated = len(table.columns) <= 14
+    column = max(0.8, 0.1 * max(len(str(layer)) for layer in table.columns)) if annotated else 0.3
+    with figure_style():
+        figure = new_figure(2.6 + column * len(table.columns) + 2.0, 1.4 + 0.34 * len(table))
+        axes = figure.subplots()
+        sns.heatmap(
+            table.clip(lower=1e-3), ax=axes, annot=table if annotated else False, fmt=".2g", cmap="PuOr_r",
+            norm=LogNorm(0.01, 100), linewidths=1, cbar_kws={"label": "mean bound ε"},
+        )  # fmt: skip
+        axes.set_xticks(axes.get_xticks(), list(table.columns), rotation=0 if annotated else 90)
+        axes.set_yticks(axes.get_yticks(), list(table.index), rotation=0)
+        axes.set(xlabel="Layer", ylabel="")
+        content = drawn(figure)
+    return Picture(
+        name,
+        content,
+        caption=f"{target.label}: the bound ε, mean over the blocks of each layer, where {share(keep)} of all prunable "
+        "weights were asked for; means over seeds. White is 1, where a bound stops saying anything; violet is smaller.",
+        alt=f"Heat map of mean bounds, {len(table)} methods by {len(table.columns)} layers of {target.label}.",
+    )
+
+
 def time_picture(target: Target, name: str) -> Picture:
     """Median fit and prune seconds with quartiles, one row a method."""
-    summary = time_summary(target.timings)
+    summary, samples = time_summary(target.timings), time_samples(target.timings)
     styles = method_styles(target.cells)
     labels = list(summary["method"].unique())
     with figure_style():
-        figure = new_figure(9.6, 1.3 + 0.3 * len(labels))
+        figure = new_figure(9.6, 1.3 + 0.34 * len(labels))
         panels = figure.subplots(1, 2, sharey=True)
         for axes, (stage, what) in zip(panels, {"fit": "Fit", "prune": "Prune"}.items(), strict=True):
             rows = summary[summary["stage"] == stage]
             for label, row in rows.set_index("method").iterrows():
                 bars = [[row["median"] - row["lower_quartile"]], [row["upper_quartile"] - row["median"]]]
-                look = styles[str(label)].line_kwargs() | {"linestyle": "none"}
+                look = styles[str(label)].line_kwargs() | {"linestyle": "none", "zorder": 3}
+                raw = samples[(samples["stage"] == stage) & (samples["method"] == label)]["seconds"]
+                heights = [labels.index(str(label)) + 0.22] * len(raw)
+                axes.plot(raw, heights, marker="|", markersize=5, linestyle="none", color=REFERENCE_GREY, zorder=2)
                 axes.errorbar([row["median"]], [labels.index(str(label))], xerr=bars, capsize=3, **look)
             axes.set_xlabel(f"{what} time (seconds, log scale)")
-            log_ticks(axes, "x", [*rows["lower_quartile"], *rows["upper_quartile"]])
+            log_ticks(axes, "x", samples[samples["stage"] == stage]["seconds"])
         panels[0].set_yticks(range(len(labels)), labels)
         panels[0].set_ylim(len(labels) - 0.5, -0.5)
         content = drawn(figure)
@@ -258,7 +294,8 @@ def time_picture(target: Target, name: str) -> Picture:
         name,
         content,
         caption=f"{target.label}: wall time to fit (look at the points, once) and to prune (once per keep "
-        "ratio). Marks are medians; bars reach from the lower to the upper quartile of the raw samples.",
+        "ratio). Marks are medians; bars reach from the lower to the upper quartile of the raw samples, the grey ticks "
+        "below them.",
         alt=f"Dot chart of fit and prune times for {len(labels)} methods of {target.label}; the numbers "
         "are in the table below.",
     )

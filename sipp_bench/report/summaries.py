@@ -128,6 +128,13 @@ def layer_keeps(layers: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
 
 
+def layer_bounds(layers: pd.DataFrame) -> pd.DataFrame:
+    """Mean and largest bound and the vacuous share of each layer's blocks, means over seeds; no rows without bounds."""
+    bounded = layers[layers["epsilon_mean"].notna()]
+    groups = bounded.groupby([*TARGET, *METHOD, "keep", "layer"], sort=False)
+    return groups[["epsilon_mean", "epsilon_max", "vacuous"]].mean().reset_index()
+
+
 def check_summary(checks: pd.DataFrame) -> pd.DataFrame:
     """Per target, method, claim and kind of points: blocks, vacuous ones, excesses, and counts of verdicts.
 

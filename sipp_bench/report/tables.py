@@ -14,6 +14,7 @@ from sipp_bench.report.summaries import (
     check_summary,
     compare_with_magnitude,
     in_order,
+    layer_bounds,
     layer_keeps,
     time_summary,
     vacuous_shares,
@@ -177,6 +178,63 @@ def layer_table(target: Target) -> Table:
         ["Method", "Layer", "Weights", *map(share, keeps)],
         rows,
         text=(0, 1),
+    )
+
+
+def layer_bounds_table(target: Target) -> Table | None:
+    """Mean bound and share of vacuous bounds by method, layer and keep; None without bounds."""
+    summary = layer_bounds(target.layers)
+    if summary.empty:
+        return None
+    summary = in_order(summary)
+    keeps = sorted(summary["keep"].unique(), reverse=True)
+    rows = []
+    for (method, layer), group in summary.groupby(["method", "layer"], sort=False):
+        by_keep = group.set_index("keep")
+        texts = [
+            f"{number(by_keep.at[keep, 'epsilon_mean'], '{:.2g}')} / {percent(by_keep.at[keep, 'vacuous'])}"
+            if keep in by_keep.index
+            else NOTHING
+            for keep in keeps
+        ]
+        rows.append([str(method), str(layer), *texts])
+    return Table(
+        f"Mean bound ε of each layer's blocks / share of vacuous bounds in %, by requested keep, {target.label}; means "
+        "over seeds.",
+        ["Method", "Layer", *map(share, keeps)],
+        rows,
+        text=(0, 1),
+    )
+
+
+def skipped_table(report: Collected) -> Table | None:
+    """Layers that stayed dense, with the reason and in how many cells; None when there are none."""
+    skipped = report.skipped
+    if skipped.empty:
+        return None
+    counts = skipped.groupby(["run", "network", "layer", "reason"], sort=False).size().reset_index(name="cells")
+    rows = [[str(value) for value in row] for row in counts.itertuples(index=False)]
+    return Table(
+        "Layers that stayed dense, with the reason and the number of cells.",
+        ["Run", "Network", "Layer", "Reason", "Cells"],
+        rows,
+        text=(0, 1, 2, 3),
+    )
+
+
+def architecture_table(target: Target) -> Table:
+    """The prunable layers of a network with their numbers of weights, and its cost."""
+    cells, layers = target.cells, target.layers.drop_duplicates("layer")
+    rows = [[str(layer), f"{weights:,}"] for layer, weights in zip(layers["layer"], layers["weights"], strict=True)]
+    checkpoints = ", ".join(
+        f"seed {row.seed}: {row.checkpoint_sha256}" for row in cells.drop_duplicates("seed").itertuples()
+    )
+    return Table(
+        f"{target.label}: prunable layers; {int(cells['weights'].iloc[0]):,} prunable weights, "
+        f"{int(cells['dense_multiply_adds'].iloc[0]):,} multiply-adds for one input. Checkpoints, "
+        f"SHA-256: {checkpoints}.",
+        ["Layer", "Weights"],
+        rows,
     )
 
 

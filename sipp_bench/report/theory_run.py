@@ -25,7 +25,7 @@ PICTURES = {
         "Line chart of detection rate against the factor on each bound; the counts are in data/theory-power.csv.",
     ),
     "predictive": (
-        "Do bounds predict? Bound against measured error, measured error against accuracy, and the same after retraining.",
+        "Do bounds predict? Bound against measured error, measured error against accuracy, and both after retraining.",
         "Scatter plots of bounds, errors and accuracies; the numbers are in data/theory-predictive-cells.csv.",
     ),
 }
@@ -86,10 +86,11 @@ def _plate(folder: Path, name: str) -> Plate:
 def _summary(raw: dict[str, Any], matrix: pd.DataFrame) -> str:
     findings, alarms = raw["findings"], raw["false alarms"]
     falsified = [finding["claim"] for finding in findings if finding["verdict"] == "falsified"]
+    named = ", ".join(falsified)
     required = matrix[matrix["required"]]
     missed = int((required["rejected"] < required["repeats"]).sum())
     return (
-        f"{len(falsified)} of {len(findings)} claims falsified{f' ({chr(44).join(falsified)})' if falsified else ''} at "
+        f"{len(falsified)} of {len(findings)} claims falsified{f' ({named})' if falsified else ''} at "
         f"effort {raw['effort']['name']} (α = {raw['effort']['alpha']:g} for a whole run); “not falsified” is not "
         f"“proved”. Correct code, {alarms['seeds']} runs of all claims: {len(alarms['alarms'])} false alarms. Of "
         f"{len(required)} pairs of a claim and a known-bad subject that it must reject, "
@@ -104,8 +105,8 @@ def _findings(findings: list[dict[str, Any]]) -> Table:
         counts = [f"{finding['trials']:,}", f"{finding['violations']:,}", number(finding["worst"])]
         rows.append([finding["claim"], finding["title"], finding["verdict"], *counts, *numbers, finding["detail"]])
     return Table(
-        "Each claim: its verdict, trials and violations, the largest measured / allowed, the level α and the power 1 − β "
-        "of its test with the smallest rate of violations that it sees with that power, and the detail.",
+        "Each claim: its verdict, trials and violations, the largest measured / allowed, the level α and the power 1 − "
+        "β of its test with the smallest rate of violations that it sees with that power, and the detail.",
         ["Claim", "Title", "Verdict", "Trials", "Violations", "Largest", "α", "β", "Detectable", "Detail"],
         rows,
         text=(0, 1, 2, 9),
@@ -135,9 +136,9 @@ def _networks(networks: list[dict[str, Any]]) -> list[Table]:
         what = f"network {position} ({settings['network']}, {settings['weights']:,} weights)"
         tables.append(
             Table(
-                f"T, the sum of a block’s sensitivities, by layer of {what}, medians over the active blocks: beside the "
-                "block’s weights, the draws from which its sampling bound is below 1, and the share of blocks that have "
-                "more weights than that.",
+                f"T, the sum of a block’s sensitivities, by layer of {what}, medians over the active blocks: beside "
+                "the block’s weights, the draws from which its sampling bound is below 1, and the share of blocks that "
+                "have more weights than that.",
                 ["Layer", "Blocks", "T", "Weights", "Draws needed", "Draws / weights", "Reachable (%)"],
                 [
                     [row["layer"], f"{row['blocks']:,}"]

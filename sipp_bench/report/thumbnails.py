@@ -21,7 +21,7 @@ COLUMNS = 20
 
 @dataclass(frozen=True)
 class Sheet:
-    """All thumbnails of one network, as one PNG: `columns` a row, each `width` x `height` pixels, in the given order."""
+    """All thumbnails of one network as one PNG: `columns` a row, each `width` x `height` pixels, in the given order."""
 
     png: bytes
     width: int
@@ -39,7 +39,7 @@ def class_names(name: str, count: int) -> list[str]:
 
 
 def most_flipped(dense: NDArray[Any], others: list[NDArray[Any]]) -> NDArray[np.int64]:
-    """The positions in the test part that most of the `others` predict otherwise than `dense`, at most SHOWN, sorted."""
+    """Positions in the test part that most of the `others` predict otherwise than `dense`, at most SHOWN, sorted."""
     counts = np.zeros(len(dense), dtype=np.int64)
     for predicted in others:
         counts += predicted != dense

@@ -33,7 +33,7 @@ def gather_models(report: Collected, images: bool) -> tuple[Models, dict[str, by
     measures = list(measures_of(report.done))
     for (label, network, data, seed), cells in report.done.groupby(["run", "network", "data", "seed"], sort=False):
         run, key = report.runs[label], f"{label}/{network}/{data}/s{seed}"
-        stored = {cell: run.predictions(cell) for cell in cells["id"]}
+        stored = {str(cell): dict(run.predictions(cell)) for cell in cells["id"]}
         family, sheet = _family(run, str(data), int(seed), cells, stored, images)
         if sheet is not None:
             family.sheet = f"images-{len(sheets) + 1:02}.png"
@@ -50,7 +50,9 @@ def gather_models(report: Collected, images: bool) -> tuple[Models, dict[str, by
         for cell in cells.sort_values("keep", ascending=False, kind="stable").to_dict("records"):
             where, method = (label, cell["id"]), cell["method"]
             extra = {
-                name: _number(value) for name, value in timings.get(where, {}).items() if name.endswith("_seconds")
+                str(name): _number(value)
+                for name, value in timings.get(where, {}).items()
+                if str(name).endswith("_seconds")
             } | _bounds(checks.get(where))
             parameters = {
                 "method": cell["method_name"],
@@ -59,7 +61,7 @@ def gather_models(report: Collected, images: bool) -> tuple[Models, dict[str, by
                 "seed": int(seed),
                 "protocol": suite.get("protocol", "one-shot"),
             }
-            base, before = earlier.get(method, (f"{key}/dense", {}))
+            base, before = earlier.get(str(method), (f"{key}/dense", {}))
             predictions = stored[cell["id"]] | ({"base": before["retrained"]} if "retrained" in before else {})
             models += _of_cell(key, cell, base, parameters, measures, extra, layers.get(where), predictions, family)
             if chained:
@@ -160,9 +162,10 @@ def _of_cell(
     stored: with "base" where that is not the dense network.
     """
     columns = ["accuracy", "loss", "validation_accuracy", "validation_loss", "achieved_keep", "compression"]
-    every = {name: _number(cell.get(name)) for name in [*columns, "multiply_add_reduction", *measures]} | extra
+    every = {name: _number(cell.get(name)) for name in [*columns, "multiply_add_reduction", *measures]}
+    every |= extra
     pruned_accuracy = _number(cell.get("pruned_accuracy"))
-    common = {
+    common: dict[str, Any] = {
         "family": key,
         "layers": [] if layers is None else [_layer(row) for row in layers.to_dict("records")],
         **{name: cell[name] for name in ("run", "network", "data", "method", "keep")},
@@ -173,30 +176,28 @@ def _of_cell(
     if pruned_accuracy is None:
         flips = _flips(stored, "dense", "pruned", family)
         operation = Operation(name="prune", parameters=parameters)
-        yield Model(id=identifier, base=base, operation=operation, metrics=every, flips=flips, **common, **lists)
+        own: dict[str, Any] = {"id": identifier, "base": base, "operation": operation, "metrics": every, "flips": flips}
+        yield Model.model_validate(common | lists | own)
         return
-    before = {"accuracy": pruned_accuracy, "loss": _number(cell.get("pruned_loss"))}
+    before: dict[str, Number] = {"accuracy": pruned_accuracy, "loss": _number(cell.get("pruned_loss"))}
     before |= {name: every.get(name) for name in ("achieved_keep", "compression", "multiply_add_reduction", *extra)}
     before |= {name: every[name] for name in ("compression_ratio", "theoretical_speedup") if name in every}
-    yield Model(
-        id=identifier,
-        base=base,
-        operation=Operation(name="prune", parameters=parameters),
-        metrics=before,
-        class_accuracies=[],
-        class_loss_changes=[],
-        flips=_flips(stored, "base" if "base" in stored else "dense", "pruned", family),
-        **common,
-    )
-    yield Model(
-        id=f"{identifier}/retrained",
-        base=identifier,
-        operation=Operation(name="retrain", parameters={"seed": int(cell["seed"])}),
-        metrics=every,
-        flips=_flips(stored, "pruned", "retrained", family),
-        **common,
-        **lists,
-    )
+    own = {
+        "id": identifier,
+        "base": base,
+        "operation": Operation(name="prune", parameters=parameters),
+        "metrics": before,
+        "flips": _flips(stored, "base" if "base" in stored else "dense", "pruned", family),
+    }
+    yield Model.model_validate(common | {name: [] for name in lists} | own)
+    own = {
+        "id": f"{identifier}/retrained",
+        "base": identifier,
+        "operation": Operation(name="retrain", parameters={"seed": int(cell["seed"])}),
+        "metrics": every,
+        "flips": _flips(stored, "pruned", "retrained", family),
+    }
+    yield Model.model_validate(common | lists | own)
 
 
 def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,9 +205,15 @@ def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _layer(row: Mapping[Any, Any]) -> Layer:
-    counts = {name: int(row[name]) for name in ("weights", "requested", "kept")}
-    bounds = {name: _number(row.get(name)) for name in ("epsilon_mean", "epsilon_max", "vacuous")}
-    return Layer(layer=str(row["layer"]), **counts, **bounds)
+    return Layer(
+        layer=str(row["layer"]),
+        weights=int(row["weights"]),
+        requested=int(row["requested"]),
+        kept=int(row["kept"]),
+        epsilon_mean=_number(row.get("epsilon_mean")),
+        epsilon_max=_number(row.get("epsilon_max")),
+        vacuous=_number(row.get("vacuous")),
+    )
 
 
 def _bounds(checks: pd.DataFrame | None) -> dict[str, Number]:

@@ -92,7 +92,7 @@
       const ring = trace([model], `model ${"AB"[which]}`, { symbol: "circle-open", size: 19, color: "#c00000", line: { width: 2.5 } });
       groups.push({ ...ring, mode: "markers+text", text: ["AB"[which]], textposition: "top center", hoverinfo: "skip", hovertemplate: null, showlegend: false });
     });
-    const axisOf = (axis, id) => ({ title: { text: plain(axis.label) }, type: $(id).checked ? "log" : "linear", automargin: true });
+    const axisOf = (axis, id) => ({ title: { text: plain(axis.label) }, automargin: true, ...($(id).checked ? { type: "log", dtick: "D2" } : { type: "linear" }) });
     const layout = {
       xaxis: axisOf(x, "x-log"), yaxis: axisOf(y, "y-log"), height: 520, margin: { t: 30, r: 15, l: 50, b: 45 },
       font: { family: "system-ui, sans-serif", color: "#1d2328" }, paper_bgcolor: "#fff", plot_bgcolor: "#fff",
@@ -220,7 +220,7 @@
       const caption = make("figcaption", {}, words, make("small", {}, ` test point ${family.positions[index]}`));
       return make("figure", { class: "tile" }, ...picture(family, index, words), caption);
     });
-    panel.append(make("p", {}, `${tiles.length} of them are shown: label: predicted before → after.`), make("div", { class: "tiles" }, ...tiles));
+    panel.append(make("p", {}, `${tiles.length} of them are shown, each with its label: predicted before → after.`), make("div", { class: "tiles" }, ...tiles));
     return panel;
   }
 

@@ -32,6 +32,14 @@ MEASURES = {
     "loss_gap": Measure("Loss gap: largest R(a) − R(b) (nats)", 1, "{:.3f}"),
     "compression_ratio": Measure("Compression of all parameters (×)"),
     "theoretical_speedup": Measure("Theoretical speed-up (×)"),
+    "corrupted_accuracy": Measure("Accuracy on corrupted images (%)", 100, "{:.1f}"),
+    "excess_error": Measure("Excess error on corrupted images (points)", 100, "{:.1f}"),
+    "split_percentile": Measure("Percentile among random splits", 1, "{:.0f}"),
+    "twin_accuracy": Measure("A second dense network: accuracy (%)", 100, "{:.1f}"),
+    "twin_agreement": Measure("A second dense network: agreement (%)", 100, "{:.1f}"),
+    "file_bytes_dense": Measure("File size, dense (bytes)", 1, "{:,.0f}"),
+    "file_bytes_csr": Measure("File size, CSR (bytes)", 1, "{:,.0f}"),
+    "file_bytes_bitmap": Measure("File size, bitmap (bytes)", 1, "{:,.0f}"),
 }
 STAGES = {
     "pruned_accuracy": "Before retraining",

@@ -9,7 +9,7 @@ import pandas as pd
 
 from sipp_bench.errors import StoreError
 from sipp_bench.files import write_atomically
-from sipp_bench.report import prose, tables
+from sipp_bench.report import layers, prose, tables
 from sipp_bench.report.collect import Collected, RunLike, collect
 from sipp_bench.report.explorer import explorer_files
 from sipp_bench.report.render import PAGES, render_markdown, render_page
@@ -79,7 +79,7 @@ def _context(report: Collected, sections: list[Section], theory: Theory | None, 
         "what_was_run": prose.what_was_run(report),
         "answers": prose.answers(report),
         "failed": None if report.failed.empty else tables.failed_table(report),
-        "skipped": tables.skipped_table(report),
+        "skipped": layers.skipped_table(report),
         "targets": sections,
         "claims": {claim: prose.CLAIMS.get(claim, "") for claim in prose.in_claim_order(set(report.checks["claim"]))},
         "theory": theory,

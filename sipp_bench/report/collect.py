@@ -13,8 +13,8 @@ from sipp_bench.errors import StoreError
 
 TARGET = ["run", "network", "data"]
 METHOD = ["method_name", "method"]
-LISTS = ["class_accuracies", "class_loss_changes"]
-"""Columns of the cells with one number a class: JSON text here, as CSV has no lists."""
+LISTS = ["class_accuracies", "class_loss_changes", "corruption_errors", "excess_errors", "split_accuracies"]
+"""Columns of the cells with many numbers, such as one a class: JSON text here, as CSV has no lists."""
 CELL_KEYS = [*TARGET, "seed", *METHOD, "keep"]
 
 

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
@@ -28,14 +26,10 @@ from sipp_bench.report.style import (
 from sipp_bench.report.summaries import (
     accuracy_summary,
     difference_summary,
-    in_order,
-    layer_bounds,
-    layer_keeps,
     reference_label,
     time_samples,
     time_summary,
 )
-from sipp_bench.report.tables import share
 
 COMPRESSION = "Compression ratio, 1 / achieved keep (log scale)"
 REFERENCE_GREY = "#7a7a7a"
@@ -194,77 +188,6 @@ def compute_picture(target: Target, name: str) -> Picture | None:
         "often, such as those of early convolutions.",
         alt="Line chart of the multiply-add reduction over the compression ratio by method for "
         f"{target.label}; the numbers are in the table below.",
-    )
-
-
-def layers_picture(target: Target, name: str) -> Picture:
-    """How much of each layer every method keeps at the middle keep ratio, as a map of methods by layers."""
-    keep = target.middle_keep
-    shares = in_order(layer_keeps(target.layers[target.layers["keep"] == keep]))
-    # Rows and columns as the run lists them: pivot would sort them by name.
-    table = shares.pivot(index="method", columns="layer", values="achieved_keep")
-    table = 100 * table.loc[list(shares["method"].unique()), list(shares["layer"].unique())]
-    sizes = shares.drop_duplicates("layer").set_index("layer")["weights"]
-    annotated = len(table.columns) <= 14
-    labels = [f"{layer}\n{sizes[layer]:,}" if annotated else str(layer) for layer in table.columns]
-    column = max(0.8, 0.1 * max(len(str(layer)) for layer in table.columns)) if annotated else 0.3
-    reach = float(np.clip(table.to_numpy() / (100 * keep), 2, 20).max())
-    with figure_style():
-        figure = new_figure(2.6 + column * len(table.columns) + 1.2, 1.2 + 0.34 * len(table))
-        axes = figure.subplots()
-        sns.heatmap(
-            table.clip(lower=1e-6),
-            ax=axes,
-            annot=table if annotated else False,
-            fmt=".3g",
-            cmap="PuOr",
-            norm=LogNorm(100 * keep / reach, 100 * keep * reach),
-            linewidths=1,
-            cbar=False,
-        )
-        axes.set_xticks(axes.get_xticks(), labels, rotation=0 if annotated else 90)
-        axes.set_yticks(axes.get_yticks(), list(table.index), rotation=0)
-        axes.set(xlabel="Layer, number of weights" if annotated else "Layer", ylabel="")
-        content = drawn(figure)
-    return Picture(
-        name,
-        content,
-        caption=f"{target.label}: weights kept in each layer, in % of the layer's weights, where "
-        f"{share(keep)} of all prunable weights were asked for; means over seeds. White is the requested "
-        f"share, violet more, orange less (logarithmic, full colour at {reach:.2g} times as much).",
-        alt=f"Heat map of the percentage of weights kept, {len(table)} methods by {len(table.columns)} "
-        f"layers of {target.label}.",
-    )
-
-
-def layer_bounds_picture(target: Target, name: str) -> Picture | None:
-    """The mean bound of each layer at the middle keep ratio, as a map of methods by layers; None without bounds."""
-    keep = target.middle_keep
-    summary = layer_bounds(target.layers[target.layers["keep"] == keep])
-    if summary.empty:
-        return None
-    summary = in_order(summary)
-    table = summary.pivot(index="method", columns="layer", values="epsilon_mean")
-    table = table.loc[list(summary["method"].unique()), list(summary["layer"].unique())]
-    annotated = len(table.columns) <= 14
-    column = max(0.8, 0.1 * max(len(str(layer)) for layer in table.columns)) if annotated else 0.3
-    with figure_style():
-        figure = new_figure(2.6 + column * len(table.columns) + 2.0, 1.4 + 0.34 * len(table))
-        axes = figure.subplots()
-        sns.heatmap(
-            table.clip(lower=1e-3), ax=axes, annot=table if annotated else False, fmt=".2g", cmap="PuOr_r",
-            norm=LogNorm(0.01, 100), linewidths=1, cbar_kws={"label": "mean bound ε"},
-        )  # fmt: skip
-        axes.set_xticks(axes.get_xticks(), list(table.columns), rotation=0 if annotated else 90)
-        axes.set_yticks(axes.get_yticks(), list(table.index), rotation=0)
-        axes.set(xlabel="Layer", ylabel="")
-        content = drawn(figure)
-    return Picture(
-        name,
-        content,
-        caption=f"{target.label}: the bound ε, mean over the blocks of each layer, where {share(keep)} of all prunable "
-        "weights were asked for; means over seeds. White is 1, where a bound stops saying anything; violet is smaller.",
-        alt=f"Heat map of mean bounds, {len(table)} methods by {len(table.columns)} layers of {target.label}.",
     )
 
 

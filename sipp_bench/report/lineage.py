@@ -31,10 +31,11 @@ def gather_models(report: Collected, images: bool) -> tuple[Models, dict[str, by
     timings = {(row["run"], row["id"]): row for row in report.timings.to_dict("records")}
     checks = dict(iter(report.checks.groupby(["run", "id"], sort=False)))
     measures = list(measures_of(report.done))
-    for (label, network, data, seed), cells in report.done.groupby(["run", "network", "data", "seed"], sort=False):
+    for group, cells in report.done.groupby(["run", "network", "data", "seed"], sort=False):
+        label, network, data, seed = (str(part) for part in group)
         run, key = report.runs[label], f"{label}/{network}/{data}/s{seed}"
         stored = {str(cell): dict(run.predictions(cell)) for cell in cells["id"]}
-        family, sheet = _family(run, str(data), int(seed), cells, stored, images)
+        family, sheet = _family(run, data, int(seed), cells, stored, images)
         if sheet is not None:
             family.sheet = f"images-{len(sheets) + 1:02}.png"
             sheets[family.sheet] = sheet
@@ -52,7 +53,7 @@ def gather_models(report: Collected, images: bool) -> tuple[Models, dict[str, by
             extra = {
                 str(name): _number(value)
                 for name, value in timings.get(where, {}).items()
-                if str(name).endswith("_seconds")
+                if str(name).endswith("_seconds") and not isinstance(value, list)
             } | _bounds(checks.get(where))
             parameters = {
                 "method": cell["method_name"],

@@ -5,7 +5,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from sipp_bench.report import beyond, figures, tables
+from sipp_bench.report import beyond, figures, layers, tables
 from sipp_bench.report.bound_figure import bound_picture
 from sipp_bench.report.collect import Collected, Target
 from sipp_bench.report.figures import Picture
@@ -38,6 +38,7 @@ class Section:
     compute_table: Table
     time: Picture
     time_table: Table
+    latency_table: Table | None
     bounds: Picture | None
     vacuity_table: Table | None
     check_table: Table | None
@@ -58,7 +59,7 @@ def section_of(report: Collected, target: Target, position: int) -> Section:
     classes = class_names(target.data, max(map(len, lists), default=0))
     return Section(
         label=target.label,
-        architecture=tables.architecture_table(target),
+        architecture=layers.architecture_table(target),
         best=tables.best_table(target),
         accuracy=figures.accuracy_picture(target, name("accuracy")),
         difference=figures.difference_picture(target, name("difference")),
@@ -73,14 +74,15 @@ def section_of(report: Collected, target: Target, position: int) -> Section:
         classes_table=beyond.classes_table(target, classes),
         retraining=beyond.retraining_picture(target, name("retraining")),
         retraining_tables=beyond.retraining_tables(target),
-        layers=figures.layers_picture(target, name("layers")),
-        layer_table=tables.layer_table(target),
-        layer_bounds=figures.layer_bounds_picture(target, name("layer-bounds")),
-        layer_bounds_table=tables.layer_bounds_table(target),
+        layers=layers.layers_picture(target, name("layers")),
+        layer_table=layers.layer_table(target),
+        layer_bounds=layers.layer_bounds_picture(target, name("layer-bounds")),
+        layer_bounds_table=layers.layer_bounds_table(target),
         compute=figures.compute_picture(target, name("multiply-adds")),
         compute_table=tables.compute_table(target),
         time=figures.time_picture(target, name("time")),
         time_table=tables.time_table(target),
+        latency_table=tables.latency_table(target),
         bounds=bound_picture(target, report.runs[target.run], name("bounds")) if checked else None,
         vacuity_table=tables.vacuity_table(target) if checked else None,
         check_table=tables.check_table(target) if checked else None,

@@ -182,6 +182,17 @@ def time_samples(timings: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(samples, ignore_index=True)
 
 
+def latency_samples(timings: pd.DataFrame) -> pd.DataFrame:
+    """One row a pair of forward passes: seconds `dense` and `pruned`; no rows where none were timed."""
+    columns = {"latency_dense_seconds": "dense", "latency_pruned_seconds": "pruned"}
+    keys = [*TARGET, "seed", *METHOD, "keep"]
+    if not set(columns) <= set(timings.columns):
+        return pd.DataFrame(columns=[*keys, *columns.values()])
+    timed = timings[timings["latency_dense_seconds"].notna()]
+    pairs = timed[[*keys, *columns]].explode(list(columns), ignore_index=True).rename(columns=columns)
+    return pairs.astype(dict.fromkeys(columns.values(), float))
+
+
 def time_summary(timings: pd.DataFrame) -> pd.DataFrame:
     """Median, quartiles and number of samples of fit and prune times in seconds, per target and method."""
     samples = time_samples(timings)

@@ -14,8 +14,7 @@ from sipp_bench.report.summaries import (
     check_summary,
     compare_with_magnitude,
     in_order,
-    layer_bounds,
-    layer_keeps,
+    latency_samples,
     time_summary,
     vacuous_shares,
 )
@@ -158,86 +157,6 @@ def best_table(target: Target) -> Table:
     )
 
 
-def layer_table(target: Target) -> Table:
-    """Requested and achieved keep by method, layer and requested keep of the network."""
-    shares = in_order(layer_keeps(target.layers))
-    keeps = sorted(shares["keep"].unique(), reverse=True)
-    rows = []
-    for (method, layer), group in shares.groupby(["method", "layer"], sort=False):
-        by_keep = group.set_index("keep")
-        texts = [
-            f"{percent(by_keep.at[keep, 'requested_keep'])} / {percent(by_keep.at[keep, 'achieved_keep'])}"
-            if keep in by_keep.index
-            else NOTHING
-            for keep in keeps
-        ]
-        rows.append([str(method), str(layer), f"{group['weights'].iloc[0]:,}", *texts])
-    return Table(
-        "Requested / achieved keep of each layer, in % of its weights, by requested keep of the network, "
-        f"{target.label}; means over seeds.",
-        ["Method", "Layer", "Weights", *map(share, keeps)],
-        rows,
-        text=(0, 1),
-    )
-
-
-def layer_bounds_table(target: Target) -> Table | None:
-    """Mean bound and share of vacuous bounds by method, layer and keep; None without bounds."""
-    summary = layer_bounds(target.layers)
-    if summary.empty:
-        return None
-    summary = in_order(summary)
-    keeps = sorted(summary["keep"].unique(), reverse=True)
-    rows = []
-    for (method, layer), group in summary.groupby(["method", "layer"], sort=False):
-        by_keep = group.set_index("keep")
-        texts = [
-            f"{number(by_keep.at[keep, 'epsilon_mean'], '{:.2g}')} / {percent(by_keep.at[keep, 'vacuous'])}"
-            if keep in by_keep.index
-            else NOTHING
-            for keep in keeps
-        ]
-        rows.append([str(method), str(layer), *texts])
-    return Table(
-        f"Mean bound ε of each layer's blocks / share of vacuous bounds in %, by requested keep, {target.label}; means "
-        "over seeds.",
-        ["Method", "Layer", *map(share, keeps)],
-        rows,
-        text=(0, 1),
-    )
-
-
-def skipped_table(report: Collected) -> Table | None:
-    """Layers that stayed dense, with the reason and in how many cells; None when there are none."""
-    skipped = report.skipped
-    if skipped.empty:
-        return None
-    counts = skipped.groupby(["run", "network", "layer", "reason"], sort=False).size().reset_index(name="cells")
-    rows = [[str(value) for value in row] for row in counts.itertuples(index=False)]
-    return Table(
-        "Layers that stayed dense, with the reason and the number of cells.",
-        ["Run", "Network", "Layer", "Reason", "Cells"],
-        rows,
-        text=(0, 1, 2, 3),
-    )
-
-
-def architecture_table(target: Target) -> Table:
-    """The prunable layers of a network with their numbers of weights, and its cost."""
-    cells, layers = target.cells, target.layers.drop_duplicates("layer")
-    rows = [[str(layer), f"{weights:,}"] for layer, weights in zip(layers["layer"], layers["weights"], strict=True)]
-    checkpoints = ", ".join(
-        f"seed {row.seed}: {row.checkpoint_sha256}" for row in cells.drop_duplicates("seed").itertuples()
-    )
-    return Table(
-        f"{target.label}: prunable layers; {int(cells['weights'].iloc[0]):,} prunable weights, "
-        f"{int(cells['dense_multiply_adds'].iloc[0]):,} multiply-adds for one input. Checkpoints, "
-        f"SHA-256: {checkpoints}.",
-        ["Layer", "Weights"],
-        rows,
-    )
-
-
 def check_table(target: Target) -> Table:
     summary = check_summary(target.checks)
     deltas = target.cells.groupby("method")["delta"].max()
@@ -284,6 +203,26 @@ def time_table(target: Target) -> Table:
         "Wall time of fitting (once per network, method and seed) and of pruning (once per keep ratio), "
         f"{target.label}: median, lower and upper quartile, number of samples.",
         ["Method", "Fit, median", "quartiles", "n", "Prune, median", "quartiles", "n"],
+        rows,
+    )
+
+
+def latency_table(target: Target) -> Table | None:
+    """Forward passes timed in pairs, dense and pruned, by method and keep; None where none were timed."""
+    samples = latency_samples(target.timings)
+    if samples.empty:
+        return None
+    rows = []
+    for (method, keep), group in in_order(samples, "keep").groupby(["method", "keep"], sort=False):
+        found = [str(method), share(keep)]
+        for network in ("dense", "pruned"):
+            low, middle, high = group[network].quantile([0.25, 0.5, 0.75])
+            found += [seconds(middle), f"{seconds(low)} – {seconds(high)}"]
+        rows.append([*found, number((group["pruned"] / group["dense"]).median(), "{:.3f}"), str(len(group))])
+    return Table(
+        f"Forward passes of one batch, timed in pairs, {target.label}: median and quartiles over all pairs and seeds, "
+        "and the median of pruned / dense within a pair. The masked network runs on dense kernels: 1 is what to expect.",
+        ["Method", "Keep", "Dense, median", "quartiles", "Pruned, median", "quartiles", "Pruned / dense", "Pairs"],
         rows,
     )
 

@@ -346,3 +346,19 @@ def test_a_theory_run_is_included(tmp_path: Path) -> None:
 def test_what_is_no_theory_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="is not the folder of a theory run"):
         read_theory(tmp_path)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_latencies_are_medians_of_all_pairs(tmp_path: Path) -> None:
+    run = small()
+    pairs = [[0.001 * (index + 1), 0.002] for index in range(len(run.timings))]
+    run.timings = run.timings.assign(latency_dense_seconds=pairs, latency_pruned_seconds=[[0.004, 0.004]] * len(pairs))
+    run.cells = run.cells.assign(corruption_errors=[{"fog": [0.1, 0.2]}] * len(run.cells))
+    page = Page(write_report({"run": run}, tmp_path))
+    own = [pair for cell, pair in zip(run.timings["id"], pairs, strict=True) if "--magnitude--" in cell]
+    dense = np.array(own).ravel()
+    row = next(row for row in page.rows if len(row) == 8 and row[0] == "magnitude" and row[1] == "20%")
+    assert row[2] == f"{1000 * np.median(dense):.3g} ms"
+    assert row[4] == "4 ms"
+    assert row[6:] == [f"{np.median(0.004 / dense):.3f}", "6"]
+    assert json.loads(pd.read_csv(tmp_path / "data" / "cells.csv")["corruption_errors"][0]) == {"fog": [0.1, 0.2]}

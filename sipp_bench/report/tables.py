@@ -214,14 +214,14 @@ def latency_table(target: Target) -> Table | None:
         return None
     rows = []
     for (method, keep), group in in_order(samples, "keep").groupby(["method", "keep"], sort=False):
-        found = [str(method), share(keep)]
+        found = [str(method), share(float(str(keep)))]
         for network in ("dense", "pruned"):
             low, middle, high = group[network].quantile([0.25, 0.5, 0.75])
             found += [seconds(middle), f"{seconds(low)} – {seconds(high)}"]
         rows.append([*found, number((group["pruned"] / group["dense"]).median(), "{:.3f}"), str(len(group))])
     return Table(
         f"Forward passes of one batch, timed in pairs, {target.label}: median and quartiles over all pairs and seeds, "
-        "and the median of pruned / dense within a pair. The masked network runs on dense kernels: 1 is what to expect.",
+        "and the median of pruned / dense within a pair. Masked networks run on dense kernels: 1 is what to expect.",
         ["Method", "Keep", "Dense, median", "quartiles", "Pruned, median", "quartiles", "Pruned / dense", "Pairs"],
         rows,
     )

@@ -64,6 +64,7 @@ def browser() -> Iterator[Any]:
 def page(browser: Any) -> Iterator[Any]:
     """A page that fails the test on any message, error, dialogue or request that leaves the disk."""
     context = browser.new_context(viewport={"width": 1200, "height": 900})
+    context.set_default_timeout(120_000)  # on a busy machine a click can take its time
     opened, wrong = context.new_page(), []
     opened.on("console", lambda message: wrong.append(f"console: {message.text}"))
     opened.on("pageerror", lambda error: wrong.append(f"error: {error}"))

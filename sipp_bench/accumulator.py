@@ -1,5 +1,7 @@
 """The running maximum behind a sensitivity: chunk by chunk, sign by sign, in the precision that the numbers need."""
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,9 @@ from sipp_bench.patches import Windows, windows
 from sipp_bench.points import all_finite
 from sipp_bench.quadrants import block_magnitudes, full_precision, reciprocals, window_sums
 from sipp_bench.tracing import Call
+
+# Sensitivities, w > 0, active counts and number of patches of one weight: the fields of a `LayerSensitivity`.
+Result: TypeAlias = tuple[Tensor, Tensor, Tensor, int]
 
 # Numbers in one chunk of patches and their sums: 64 MiB of float32, or 4 MiB where only the sums are ever stored, so
 # that they stay in the cache.
@@ -46,6 +51,12 @@ def _largest_mean(chunk: Windows, z: Tensor, samples: int, positive: Tensor) -> 
     return best
 
 
+def chunk_size(device: torch.device, backend: str | None) -> tuple[bool, int]:
+    """Whether the max-times product unfolds patches, and the numbers in one chunk of them and their sums."""
+    unfolded = maxtimes.choose(device, torch.float32, backend) in ("torch", "reference")
+    return unfolded, _CHUNK if unfolded or device.type != "cpu" else _CACHED_CHUNK
+
+
 class Accumulator:
     """Running maximum of g / |w| for one weight, over calls, chunks and activation signs.
 
@@ -56,9 +67,7 @@ class Accumulator:
     def __init__(self, name: str, weight: Tensor, groups: int, reduction: str, backend: str | None) -> None:
         self.name = name
         self.backend = backend
-        chosen = maxtimes.choose(weight.device, torch.float32, backend)
-        self.unfolded = chosen in ("torch", "reference")
-        self.limit = _CHUNK if self.unfolded or weight.device.type != "cpu" else _CACHED_CHUNK
+        self.unfolded, self.limit = chunk_size(weight.device, backend)
         self.shape = weight.shape
         self.reduction = reduction
         self.dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
@@ -181,7 +190,13 @@ class Accumulator:
             return False
         return self.smallest_weight * float(torch.where(x > 0, x, 1.0).amin()) < _SMALLEST_PRODUCT
 
-    def result(self) -> tuple[Tensor, Tensor, Tensor, int]:
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is kept from one call to the next."""
+        kept = (self.positive, self.magnitudes, self.exponents, self.active, self.quotients, self.best)
+        return sum(tensor.nbytes for tensor in kept if tensor is not None)
+
+    def result(self) -> Result:
         """Sensitivities in the shape of the weight; rounding above 1 is cut off (claim C1). Ends the accumulation."""
         neurons = self.positive.shape[1]
         active = torch.stack([self.active[:, :neurons].flatten(), self.active[:, neurons:].flatten()], 1)

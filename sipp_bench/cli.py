@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sipp_bench import cli_compare, cli_theory
+from sipp_bench import cli_compare, cli_results, cli_theory
 from sipp_bench.errors import OptionError, SippBenchError, StoreError
 
 if TYPE_CHECKING:
@@ -214,6 +214,7 @@ def info() -> None:
 
 cli_theory.register(app)
 cli_compare.register(app)
+cli_results.register(app)
 
 
 def _report(runs: list[Path], output: Path, theory: Path | None = None, images: bool = True) -> None:

@@ -35,3 +35,7 @@ class CheckpointError(SippBenchError):
 
 class StoreError(SippBenchError):
     """A run folder that cannot be written or read, or that belongs to another suite."""
+
+
+class RankError(SippBenchError):
+    """One of several processes that measure together has failed or ended, so that none of them has a result."""

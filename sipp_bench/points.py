@@ -1,5 +1,6 @@
 """Points in whatever form the user has them, out as batches on one device."""
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -14,6 +15,8 @@ from sipp_bench.errors import OptionError, PointsError, SippBenchError
 Points: TypeAlias = "Tensor | np.ndarray[Any, Any] | Dataset[Any] | DataLoader[Any]"
 Inputs: TypeAlias = "Tensor | Mapping[str, Tensor]"
 
+NO_POINTS = "There are no points: give at least one, as a tensor (N, ...), a Dataset or a DataLoader."
+
 
 def iterate_batches(points: Points, batch_size: int, device: torch.device) -> Iterator[tuple[Inputs, Tensor | None]]:
     """Yield (inputs, labels) batches on `device`; labels are None where the points carry none.
@@ -22,18 +25,23 @@ def iterate_batches(points: Points, batch_size: int, device: torch.device) -> It
     whose own batch size is kept. A dict goes to the network as keyword arguments, without "label" and "labels".
     Raises PointsError for no points at all, or points with NaN or infinity; OptionError for a batch size below 1.
     """
-    if batch_size < 1:
-        raise OptionError(f"batch_size must be at least 1, not {batch_size}.")
+    check_batch_size(batch_size)
     count = 0
-    for batch in _raw_batches(points, batch_size):
-        inputs, labels = _separate(batch, device)
+    for batch in raw_batches(points, batch_size):
+        inputs, labels = separate(batch, device)
         size = batch_length(inputs)
-        _check_finite(inputs, count)
+        check_finite(inputs, count)
         count += size
         if size:
             yield inputs, labels
     if count == 0:
-        raise PointsError("There are no points: give at least one, as a tensor (N, ...), a Dataset or a DataLoader.")
+        raise PointsError(NO_POINTS)
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise OptionError for a batch size below 1."""
+    if batch_size < 1:
+        raise OptionError(f"batch_size must be at least 1, not {batch_size}.")
 
 
 def batch_length(inputs: Inputs) -> int:
@@ -67,9 +75,10 @@ def model_device(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
-def _raw_batches(points: Points, batch_size: int) -> Iterator[Any]:
+def raw_batches(points: Points, batch_size: int) -> Iterator[Any]:
+    """Batches as they come, labels and all, on whatever device they are."""
     if isinstance(points, np.ndarray):
-        points = _from_numpy(points)
+        points = from_numpy(points)
     if isinstance(points, Tensor):
         if points.ndim == 0:
             batch_length(points)
@@ -86,14 +95,16 @@ def _raw_batches(points: Points, batch_size: int) -> Iterator[Any]:
         )
 
 
-def _from_numpy(points: np.ndarray[Any, Any]) -> Tensor:
+def from_numpy(points: np.ndarray[Any, Any]) -> Tensor:
+    """The array as a tensor; PointsError for what is no numbers."""
     try:
         return torch.from_numpy(np.asarray(points, order="C"))
     except TypeError as error:
         raise PointsError(f"A numpy array of {points.dtype} is no tensor: give numbers, such as float32.") from error
 
 
-def _separate(batch: Any, device: torch.device) -> tuple[Inputs, Tensor | None]:
+def separate(batch: Any, device: torch.device) -> tuple[Inputs, Tensor | None]:
+    """(inputs, labels) of one batch as it came, on `device`."""
     labels = None
     if isinstance(batch, Mapping):
         tensors = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
@@ -108,7 +119,8 @@ def _separate(batch: Any, device: torch.device) -> tuple[Inputs, Tensor | None]:
     return batch.to(device), labels.to(device) if isinstance(labels, Tensor) else None
 
 
-def _check_finite(inputs: Inputs, before: int) -> None:
+def check_finite(inputs: Inputs, before: int) -> None:
+    """Raise PointsError that names the first point with NaN or infinity; `before`: points before this batch."""
     for tensor in [inputs] if isinstance(inputs, Tensor) else inputs.values():
         if not all_finite(tensor):
             bad = (~torch.isfinite(tensor)).reshape(len(tensor), -1).any(1).nonzero()[0].item()
@@ -120,3 +132,13 @@ def all_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     return all(math.isfinite(float(end)) for end in torch.aminmax(tensor.detach()))
+
+
+def digest(*tensors: Tensor) -> str:
+    """SHA-256 of the dtypes, shapes and bytes of tensors."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        values = tensor.detach().cpu().contiguous()
+        found.update(f"{values.dtype} {tuple(values.shape)} ".encode())
+        found.update(values.flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()

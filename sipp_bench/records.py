@@ -20,7 +20,11 @@ from numpy.typing import NDArray
 from sipp_bench.errors import StoreError
 
 FORMAT = 1
-"""The version of the format of run folders."""
+"""The version of the format of run folders, which `schemas/` states key by key.
+
+A new key that may be missing goes into the schema alone. A key that goes away or changes its meaning needs a new
+version, and `store.load_run` must go on reading the old one.
+"""
 
 Arrays = Mapping[str, Mapping[str, NDArray[Any]]]
 """Weight name -> array name -> array of shape (neurons, 2); the second axis is (+ block, - block)."""

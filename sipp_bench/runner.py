@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +23,7 @@ from sipp_bench.errors import StoreError
 from sipp_bench.masks import require_masks_held
 from sipp_bench.measures.asked import Subject as AskedSubject
 from sipp_bench.measures.cell import cost_measures, prediction_measures
+from sipp_bench.measures.latency import reference_samples
 from sipp_bench.measures.predictions import predict
 from sipp_bench.records import Arrays
 from sipp_bench.store import Run, Store, load_run
@@ -183,7 +185,7 @@ class _Runner:
         self, subject: _Subject, fitted: sb.Fitted, task: protocols.Task
     ) -> tuple[dict[str, Any], dict[str, float | list[float]], Arrays, dict[str, NDArray[Any]]]:
         """Prune to the cell's keep ratio and measure: the result, the times, the arrays by block, what is predicted."""
-        model, example = subject.trained.model, subject.points.images[:1]
+        model, example, beside = subject.trained.model, subject.points.images[:1], reference_samples()
         protocol = self.suite.make_protocol()
         outcome, seconds = _timed(lambda: protocol.run(task))
         pruned, final = outcome.pruned, outcome.retrained or outcome.pruned
@@ -222,6 +224,7 @@ class _Runner:
             "evaluate_seconds": evaluate_seconds,
             "check_seconds": check_seconds,
             **subject.asked.latency(final.model),
+            "reference_seconds": median([*beside, *reference_samples()]),
         }
         return result, timing, blocks, {name: classes.numpy() for name, classes in (test | last | others).items()}
 

@@ -5,18 +5,20 @@ import fnmatch
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from sipp_bench import maxtimes
-from sipp_bench.accumulator import Accumulator
-from sipp_bench.errors import ModelError, OptionError
+from sipp_bench.batches import Batches
+from sipp_bench.errors import ModelError, OptionError, PointsError
+from sipp_bench.memory import held_bytes, processes_here, room
 from sipp_bench.parts import block_sums
-from sipp_bench.points import Points, batch_length, call_model, iterate_batches, model_device
-from sipp_bench.tracing import Call, check_parameters, tracing, unmeasured
+from sipp_bench.passes import merge_ranks, run_passes
+from sipp_bench.points import NO_POINTS, Points, digest, model_device
+from sipp_bench.ranks import Group, Ranks
+from sipp_bench.tracing import check_parameters, unmeasured
 
 PatchReduction = Literal["max", "mean"]
 
@@ -64,12 +66,19 @@ class LayerSensitivity:
 
 @dataclass(frozen=True)
 class Sensitivity(Mapping[str, LayerSensitivity]):
-    """Sensitivities by parameter name. `skipped`: weights that could not be measured, each with the reason."""
+    """Sensitivities by parameter name. `skipped`: weights that could not be measured, each with the reason.
+
+    passes: how many times the network ran over the points. peak_bytes: the most that running maxima and finished
+    sensitivities held at a time, counted tensor by tensor; without the network, its activations and the workspace of a
+    chunk. Of several measurements or ranks, the largest.
+    """
 
     layers: Mapping[str, LayerSensitivity]
     num_points: int
     patch_reduction: PatchReduction
     skipped: Mapping[str, str]
+    passes: int = 1
+    peak_bytes: int = 0
 
     def __getitem__(self, name: str) -> LayerSensitivity:
         return self.layers[name]
@@ -103,7 +112,14 @@ class Sensitivity(Mapping[str, LayerSensitivity]):
             both = [sens.layers[name] for sens in (self, other) if name in sens.layers]
             merged[name] = both[0].merge(both[1]) if len(both) == 2 else both[0]
         skipped = {name: why for name, why in {**self.skipped, **other.skipped}.items() if name not in merged}
-        return Sensitivity(merged, self.num_points + other.num_points, self.patch_reduction, skipped)
+        return Sensitivity(
+            merged,
+            self.num_points + other.num_points,
+            self.patch_reduction,
+            skipped,
+            max(self.passes, other.passes),
+            max(self.peak_bytes, other.peak_bytes),
+        )
 
 
 def measure_sensitivity(
@@ -117,6 +133,8 @@ def measure_sensitivity(
     backend: maxtimes.Backend | None = None,
     derive_outputs: bool = False,
     progress: bool = False,
+    memory: int | None = None,
+    group: Group = None,
 ) -> Sensitivity:
     """Empirical sensitivity of every Linear and ConvNd weight of `model` over `points` (THEORY section 1).
 
@@ -130,56 +148,124 @@ def measure_sensitivity(
     derive_outputs: take each layer's output from its sums, y = Z^{++} - Z^{-+} - Z^{+-} + Z^{--} + b, instead of
     running the layer once more: less work, but later layers see inputs rounded differently, so that s may move by
     some 1e-4 relative. By default the network's own outputs stay what they are, to the last bit.
-    The network runs in eval mode without gradients and is afterwards as it was. Memory: chunks of 64 MiB beside the
-    network's own. float32 networks give values within 1e-5 relative of a float64 computation on the same inputs;
-    where float32 would under- or overflow, the chunk is computed in float64. Half precisions are computed in float32.
+    The network runs in eval mode without gradients and is afterwards as it was. float32 networks give values within
+    1e-5 relative of a float64 computation on the same inputs; where float32 would under- or overflow, the chunk is
+    computed in float64. Half precisions are computed in float32.
+
+    memory: bytes that running maxima, finished sensitivities and workspace may take on `device`, beside the network,
+    its points and its activations; default three quarters of what is free (`sipp_bench.memory`). A running maximum
+    takes 13 bytes a weight (float64: 25), of which 5 (9) stay. Layers that do not fit wait for another pass over the
+    points, with the same result to the last bit. Points that are not the same each time they are read are then
+    refused, but for a DataLoader that shuffles: its order is drawn once.
+
+    group: None measures all points in this process, whatever torch.distributed is used for besides. "world", or a
+    process group: its ranks share the points out and all return the same, to the last bit what one process returns
+    (with as many threads, on the same kind of processor). Rank i takes batches i, i + ranks, ... of `batch_size`, so
+    that some have nothing to do where there are fewer batches than ranks. All of them must call this with the same
+    network, options and points (all points: no DistributedSampler). If one fails or ends, all raise.
 
     Raises ModelError for NaN or infinity in weights or activations (which layer), and for a network with nothing to
-    measure; PointsError for points that are missing, not finite or of the wrong shape; OptionError for options.
+    measure; PointsError for points that are missing, not finite, of the wrong shape, or others in each pass or on each
+    rank; OptionError for options, and for a layer that has no room; RankError where another rank failed or ended.
     """
+    ranks = Ranks.of(group)
+    ready, told = ranks.together(
+        lambda: _prepare(model, points, layers, patch_reduction, batch_size, device, backend, memory, ranks),
+        lambda ready: ready.describe((patch_reduction, backend, derive_outputs)),
+    )
+    ready.agree(told)
+    found, others = ranks.together(
+        lambda: run_passes(
+            ready.model, ready.batches, ready.wanted, patch_reduction=patch_reduction, backend=backend,
+            derive_outputs=derive_outputs, room=ready.room, progress=progress,
+        ),
+        lambda found: (found.told(), ready.batches.streamed()),
+    )  # fmt: skip
+    parameters = {name: parameter.detach() for name, parameter in ready.model.named_parameters()}
+    if others:
+        ready.batches.compare_streams([stream for _, stream in others])
+        found = merge_ranks(found, [one for one, _ in others], ranks, parameters)
+    if not found.num_points:
+        raise PointsError(NO_POINTS)
+    skipped = {
+        name: why
+        for name, why in unmeasured(ready.model, found.trace).items()
+        if layers is None or name in ready.wanted
+    }
+    measured = {
+        name: LayerSensitivity(name, *found.results[name])
+        for name in parameters
+        if name in found.results and name not in found.trace.embedded
+    }
+    if not measured:
+        raise ModelError(nothing_to_prune(model, skipped))
+    return Sensitivity(measured, found.num_points, patch_reduction, skipped, found.passes, found.peak_bytes)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What was asked for, checked, on this rank. room: bytes, or None if one pass will do in any case."""
+
+    model: nn.Module
+    batches: Batches
+    wanted: set[str]
+    room: int | None
+
+    def describe(self, options: tuple[object, ...]) -> dict[str, Any]:
+        """What must be equal on all ranks."""
+        state = (*self.model.named_parameters(), *self.model.named_buffers())
+        return {
+            "network": {name: digest(tensor) for name, tensor in state},
+            "options": (*options, self.batches.batch_size, sorted(self.wanted)),
+            "points": self.batches.describe(),
+        }
+
+    def agree(self, told: Sequence[Mapping[str, Any]]) -> None:
+        """Raise unless all ranks were given the same network, options and points."""
+        for rank, other in enumerate(told):
+            if other["options"] != told[0]["options"]:
+                raise OptionError(
+                    f"Rank {rank} was given other options than rank 0: measure with the same on all ranks."
+                )
+            mine, theirs = told[0]["network"], other["network"]
+            for name in sorted(mine.keys() ^ theirs.keys()) + [n for n in mine if n in theirs and mine[n] != theirs[n]]:
+                raise ModelError(
+                    f"The networks of ranks 0 and {rank} differ in {name!r}: load the same checkpoint on every rank."
+                )
+        self.batches.agree([other["points"] for other in told])
+
+
+def _prepare(
+    model: nn.Module,
+    points: Points,
+    layers: Sequence[str] | str | None,
+    patch_reduction: str,
+    batch_size: int,
+    device: torch.device | str | None,
+    backend: maxtimes.Backend | None,
+    memory: int | None,
+    ranks: Ranks,
+) -> _Ready:
     if patch_reduction not in get_args(PatchReduction):
         raise OptionError(f"patch_reduction is 'max' or 'mean', not {patch_reduction!r}.")
     maxtimes.requested(backend)
+    if ranks.group is not None and isinstance(model, nn.parallel.DistributedDataParallel):
+        raise ModelError(
+            "A network in DistributedDataParallel waits for the other ranks in each forward pass, of which they make "
+            "different numbers here: give the network inside it, model.module."
+        )
     check_parameters(model)
     target = model_device(model) if device is None else torch.device(device)
     if target != model_device(model):
         model = copy.deepcopy(model).to(target)
     wanted = _matching(model, layers)
-    parameters = dict(model.named_parameters())
-    accumulators: dict[str, Accumulator] = {}
-    asked: list[Call] = []
-
-    def accumulate(call: Call, derive: bool = False) -> Tensor | None:
-        if call.name not in wanted:
-            return None
-        if call.name not in accumulators:
-            weight = parameters[call.name].detach()
-            accumulators[call.name] = Accumulator(call.name, weight, call.groups, patch_reduction, backend)
-        return accumulators[call.name].add(call, derive)
-
-    def observe(call: Call, output: Tensor) -> None:
-        if not (asked and asked[-1] is call):
-            accumulate(call)
-
-    def derive(call: Call) -> Tensor | None:
-        asked[:] = [call]
-        return accumulate(call, derive=True)
-
-    num_points = 0
-    with torch.no_grad(), tracing(model, observe, derive if derive_outputs else None) as trace:
-        batches = iterate_batches(points, batch_size, target)
-        for inputs, _ in tqdm(batches, desc="sensitivity", unit="batch", disable=not progress):
-            call_model(model, inputs)
-            num_points += batch_length(inputs)
-    skipped = {name: why for name, why in unmeasured(model, trace).items() if layers is None or name in wanted}
-    measured = {
-        name: LayerSensitivity(name, *accumulators[name].result())
-        for name, _ in model.named_parameters()
-        if name in accumulators and name not in trace.embedded
-    }
-    if not measured:
-        raise ModelError(nothing_to_prune(model, skipped))
-    return Sensitivity(measured, num_points, patch_reduction, skipped)
+    sizes = [held_bytes(parameter) for name, parameter in model.named_parameters() if name in wanted]
+    allowed = room(memory, target, processes_here() if ranks.group is not None else 1)
+    # Far more than it takes, and not asked for: one pass, and points that can be read but once.
+    ample = memory is None and 2 * sum(sizes) <= allowed
+    once = ample and ranks.group is None
+    batches = Batches(points, batch_size, target) if once else Batches.repeatable(points, batch_size, target, ranks)
+    return _Ready(model, batches, wanted, None if ample else allowed)
 
 
 def nothing_to_prune(model: nn.Module, skipped: Mapping[str, str]) -> str:

@@ -9,7 +9,7 @@
                                  retraining where the protocol has that; and the labels
     RUN/cells/ID.traceback.txt   where a failed cell failed; the only file with paths of the machine in it
 
-`records` says how values are written.
+`records` says how values are written, `schemas/` which keys the JSON files have.
 """
 
 import fcntl
@@ -82,8 +82,17 @@ _CHECKS = (
 )
 _SKIPPED = _KEYS | {"layer": "str", "reason": "str"}
 _SECONDS = ("fit_seconds", "prune_seconds", "evaluate_seconds", "check_seconds", "protocol_seconds")
+# `reference_seconds` of `measures.latency`, timed in every cell; missing from run folders of before.
 _LATENCIES = ("latency_dense_seconds", "latency_pruned_seconds")  # lists of samples
-_TIMINGS = {"id": "str"} | dict.fromkeys(_SECONDS, "float64") | dict.fromkeys(_LATENCIES, "object")
+_TIMINGS = (
+    {"id": "str"} | dict.fromkeys((*_SECONDS, "reference_seconds"), "float64") | dict.fromkeys(_LATENCIES, "object")
+)
+TABLES = {"cells": _CELLS, "layers": _LAYERS, "checks": _CHECKS, "timings": _TIMINGS}
+"""The tables of a `Run`: column -> type, in order."""
+LISTS = frozenset(
+    {"class_accuracies", "class_loss_changes", "corruption_errors", "excess_errors", "split_accuracies", *_LATENCIES}
+)
+"""Columns with a list of numbers in each row."""
 
 _SYSTEM = ("machine", "versions", "commit", "dirty")
 
@@ -265,7 +274,8 @@ def load_run(path: Path | str) -> Run:
 
 
 def _rows_of(part: str, cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: cell[key] for key in _KEYS} | row for cell in cells for row in cell.get(part, ())]
+    # Early rows of layers have a `keep` of their own, which is not the cell's.
+    return [row | {key: cell[key] for key in _KEYS} for cell in cells for row in cell.get(part, ())]
 
 
 def _skipped(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

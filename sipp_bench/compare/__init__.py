@@ -1,4 +1,4 @@
-"""Is NEW as good as BASE? Two run folders, or two JSON files of pytest-benchmark, compared by fixed rules."""
+"""Is NEW as good as BASE? Two run folders, or files of pytest-benchmark, compared by fixed rules."""
 
 from pathlib import Path
 
@@ -12,12 +12,14 @@ __all__ = ["Comparison", "Finding", "compare"]
 def compare(base: Path | str, new: Path | str) -> Comparison:
     """Every cell, group of seeds and timing of BASE against NEW; what BASE has and NEW lacks is a regression.
 
-    Raises StoreError when one cannot be read, OptionError when one is a folder and the other a file.
+    BASE and NEW are run folders, or JSON files of pytest-benchmark, or folders of such files, one a run.
+    Raises StoreError when one cannot be read, OptionError when one is a run folder and the other is not.
     """
     base, new = Path(base), Path(new)
     for path in (base, new):
         if not path.exists():
             raise StoreError(f"There is no {path}. Give a run folder, or a JSON file that pytest-benchmark wrote.")
-    if base.is_dir() != new.is_dir():
+    timed = [path.is_file() or (not (path / "run.json").exists() and any(path.glob("*.json"))) for path in (base, new)]
+    if timed[0] != timed[1]:
         raise OptionError(f"{base} and {new} do not compare: give two run folders, or two files of pytest-benchmark.")
-    return runs.compare(base, new) if base.is_dir() else benchmarks.compare(base, new)
+    return benchmarks.compare(base, new) if timed[0] else runs.compare(base, new)

@@ -38,7 +38,7 @@ def update(run: Path | str, output: Path | str, reason: str) -> Path:
     shutil.rmtree(fresh, ignore_errors=True)
     write_atomically(fresh / "run.json", to_json(loaded.meta))
     for cell in loaded.cells["id"]:
-        content = read_json(loaded.path / "cells" / f"{cell}.json") | {"blocks": None}
+        content = read_json(loaded.path / "cells" / f"{cell}.json") | {"blocks": None, "predictions": None}
         write_atomically(fresh / "cells" / f"{cell}.json", to_json(content))
         timing = read_json(loaded.path / "cells" / f"{cell}.timing.json")
         write_atomically(fresh / "cells" / f"{cell}.timing.json", to_json(timing))

@@ -1,73 +1,89 @@
-"""How often the timing gate gives a false alarm on this machine, measured: the same code, timed twice and compared.
+"""How often the timing gate is wrong on this machine, measured: false alarms on equal code, misses of slower code.
 
     python -m sipp_bench.compare.false_alarms reports/baselines/false-alarms.json
 
-A repetition is two runs, one after the other, of a small set of operations, each beside a matrix product of a similar
-size; the runs are compared as `sipp-bench compare` does. Every "regression" is a false alarm, every "better" as well.
-Ratios to the matrix product are judged, and apart from them the plain seconds, by the clock, of the same rounds.
+A repetition is a few short runs of each of three sides that take turns: BASE, the same code again, and code that really
+takes 15 % longer (each operation is followed by work of that length). A run times a small set of operations, each
+beside a matrix product of a similar size, and is compared as `sipp-bench compare` does. For the same code every
+"regression" is a false alarm, and every "better" as well; for the slower code a "regression" is what must be found.
+
+Judged are, from the same rounds: ratios to the matrix product, one run a side and all; seconds by the clock, medians of
+runs that took turns. For comparison also seconds of one run a side with rounds as samples, which decides nothing in
+`compare`: the machine may have been busier. All samples are kept, beside the JSON, as .safetensors.
 """
 
 import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import safetensors.numpy
 import torch
+from numpy.typing import NDArray
 from scipy import stats
 
 from sipp_bench.compare.findings import ALPHA, THRESHOLD
 from sipp_bench.compare.timings import Timing, judge
 from sipp_bench.files import write_atomically
 
-REPETITIONS, ROUNDS = 200, 20
+REPETITIONS, RUNS, ROUNDS = 200, 6, 12
+SLOWER = 0.15
 CONFIDENCE = 0.95
+SIDES = ("base", "same", "slower")
+KINDS = (
+    "ratios, one run a side", "ratios, all runs", "seconds, medians of runs in turns",
+    "seconds, rounds of one run (compare does not decide by them)",
+)  # fmt: skip
 
 Operation = Callable[[], object]
-
-
-@dataclass
-class _Samples:
-    """One operation of one run: by the thread's own clock as a ratio, and by the wall clock in seconds."""
-
-    ratios: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
+Samples = dict[str, NDArray[np.float32]]
 
 
 def measure(
-    repetitions: int = REPETITIONS, rounds: int = ROUNDS, pairs: dict[str, tuple[Operation, Operation]] | None = None
-) -> dict[str, Any]:
-    """The counts, JSON-ready, with exact two-sided 95 % intervals for the rates.
+    repetitions: int = REPETITIONS,
+    runs: int = RUNS,
+    rounds: int = ROUNDS,
+    pairs: dict[str, tuple[Operation, Operation]] | None = None,
+) -> Samples:
+    """Arrays `ratios` (by the thread's own clock) and `seconds` (by the wall clock), float32, of shape (repetitions,
+    sides, runs, rounds, operations).
 
     pairs: name -> operation and its reference; by default `operations()`.
     """
-    from sipp_bench.system import describe_system
-
-    pairs, system = operations() if pairs is None else pairs, describe_system()
-    start, threads = time.perf_counter(), torch.get_num_threads()
+    pairs = operations() if pairs is None else pairs
+    threads, measured = torch.get_num_threads(), np.empty((2, repetitions, len(SIDES), runs, rounds, len(pairs)))
     torch.set_num_threads(1)
-    found: dict[str, list[list[str]]] = {"ratios to a reference": [], "seconds": []}
     try:
-        for _ in range(repetitions):
-            base, new = _run(pairs, rounds), _run(pairs, rounds)
-            ratios = [Timing(name, tuple(base[name].ratios), tuple(new[name].ratios), "") for name in pairs]
-            seconds = [Timing(name, tuple(base[name].seconds), tuple(new[name].seconds), "s") for name in pairs]
-            for kind, timings in (("ratios to a reference", ratios), ("seconds", seconds)):
-                found[kind].append([finding.status for finding in judge(timings)])
+        for repetition in range(repetitions):
+            for turn in range(runs):
+                # The sides take turns, and who goes first changes from turn to turn.
+                for side in range(len(SIDES))[:: 1 if turn % 2 == 0 else -1]:
+                    slower = SLOWER if SIDES[side] == "slower" else 0.0
+                    measured[:, repetition, side, turn] = _run(list(pairs.values()), rounds, slower)
     finally:
         torch.set_num_threads(threads)
+    return {"ratios": measured[0].astype(np.float32), "seconds": measured[1].astype(np.float32)}
+
+
+def summarise(samples: Samples) -> dict[str, Any]:
+    """The counts, JSON-ready, with exact two-sided 95 % intervals for the rates."""
+    repetitions, _, runs, rounds, operations = samples["ratios"].shape
+    found = [_statuses({name: array[index] for name, array in samples.items()}) for index in range(repetitions)]
     return {
-        "format": 1,
         "alpha": ALPHA,
         "threshold": THRESHOLD,
+        "slower_by": SLOWER,
         "repetitions": repetitions,
-        "rounds": rounds,
-        "operations": list(pairs),
-        "repetitions_with": {kind: _counts(statuses) for kind, statuses in found.items()},
-        "took_seconds": round(time.perf_counter() - start, 1),
-        **system,
+        "runs_a_side": runs,
+        "rounds_a_run": rounds,
+        "operations": operations,
+        "repetitions_with": {
+            side: {kind: _counts([each[side][kind] for each in found]) for kind in KINDS} for side in SIDES[1:]
+        },
+        "operations_found_slower": {kind: _share([each["slower"][kind] for each in found]) for kind in KINDS},
     }
 
 
@@ -95,39 +111,77 @@ def operations() -> dict[str, tuple[Operation, Operation]]:
     }
 
 
-def _run(pairs: dict[str, tuple[Operation, Operation]], rounds: int) -> dict[str, _Samples]:
-    """One run: after a first call each, rounds in which every operation takes its turn beside its reference."""
-    samples = {name: _Samples() for name in pairs}
-    for subject, reference in pairs.values():
+def _run(pairs: Sequence[tuple[Operation, Operation]], rounds: int, slower: float) -> NDArray[np.float64]:
+    """(2, rounds, operations): ratios and seconds of one run; each operation beside its reference in every round."""
+    samples = np.empty((2, rounds, len(pairs)))
+    for subject, reference in pairs:
         reference(), subject()
-    for _ in range(rounds):
-        for name, (subject, reference) in pairs.items():
-            beside, _ = _timed(reference)
-            own, wall = _timed(subject)
-            samples[name].ratios.append(own / beside)
-            samples[name].seconds.append(wall)
+    for number in range(rounds):
+        for place, (subject, reference) in enumerate(pairs):
+            beside, _ = _timed(reference, 0.0)
+            own, wall = _timed(subject, slower)
+            samples[:, number, place] = own / beside, wall
     return samples
 
 
-def _timed(operation: Operation) -> tuple[float, float]:
-    """Seconds by the thread's clock and by the wall clock."""
+def _timed(operation: Operation, slower: float) -> tuple[float, float]:
+    """Seconds by the thread's clock and by the wall clock, of the operation and the planted work after it."""
     wall, own = time.perf_counter(), time.thread_time()
     operation()
+    end = time.thread_time() + slower * (time.thread_time() - own)
+    while slower and time.thread_time() < end:
+        pass
     return time.thread_time() - own, time.perf_counter() - wall
 
 
+def _statuses(samples: Samples) -> dict[str, dict[str, list[str]]]:
+    """Of one repetition: side -> kind -> the status of each operation, that side against BASE."""
+    ratios, seconds = (samples[name] for name in ("ratios", "seconds"))
+    sides, _, _, operations = ratios.shape
+    # Samples of each kind: (sides, samples, operations).
+    kinds = (ratios[:, 0], ratios.reshape(sides, -1, operations), np.median(seconds, axis=2), seconds[:, 0])
+    return {
+        SIDES[side]: {
+            kind: [
+                finding.status for finding in judge([_timing(of[0], of[side], place) for place in range(operations)])
+            ]
+            for kind, of in zip(KINDS, kinds, strict=True)
+        }
+        for side in range(1, sides)
+    }
+
+
+def _timing(base: NDArray[Any], new: NDArray[Any], place: int) -> Timing:
+    return Timing(str(place), tuple(base[:, place].tolist()), tuple(new[:, place].tolist()), "")
+
+
 def _counts(statuses: Sequence[Sequence[str]]) -> dict[str, Any]:
-    counts: dict[str, Any] = {}
-    for status in ("regression", "better"):
-        count = sum(status in each for each in statuses)
-        interval = stats.binomtest(count, len(statuses)).proportion_ci(CONFIDENCE, method="exact")
-        counts[status] = {"count": count, "rate_low": float(interval.low), "rate_high": float(interval.high)}
-    return counts
+    """Repetitions in which any operation has the status: the gate fails, or praises, as a whole."""
+    return {
+        status: _rate(sum(status in each for each in statuses), len(statuses)) for status in ("regression", "better")
+    }
+
+
+def _share(statuses: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Operations that are called slower, of all."""
+    flat = [status for each in statuses for status in each]
+    return _rate(flat.count("regression"), len(flat))
+
+
+def _rate(count: int, of: int) -> dict[str, Any]:
+    interval = stats.binomtest(count, of).proportion_ci(CONFIDENCE, method="exact")
+    return {"count": count, "of": of, "rate_low": float(interval.low), "rate_high": float(interval.high)}
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(f"Usage: {(__doc__ or '').splitlines()[2].strip()}")
-    result = measure()
-    write_atomically(Path(sys.argv[1]), json.dumps(result, indent=1) + "\n")
+    from sipp_bench.system import describe_system
+
+    system, start, path = describe_system(), time.perf_counter(), Path(sys.argv[1])
+    samples = measure()
+    took = {"took_seconds": round(time.perf_counter() - start, 1)}
+    result = {"format": 2, **summarise(samples), **took, **system}
+    write_atomically(path.with_suffix(".safetensors"), safetensors.numpy.save(samples))
+    write_atomically(path, json.dumps(result, indent=1) + "\n")
     print(json.dumps(result["repetitions_with"], indent=1))

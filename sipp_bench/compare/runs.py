@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from sipp_bench.compare.accuracy import compare_accuracies, rows
-from sipp_bench.compare.benchmarks import OTHER_MACHINE
+from sipp_bench.compare.benchmarks import LOST_REFERENCE, ONE_RUN, OTHER_MACHINE
 from sipp_bench.compare.findings import Comparison, Finding, nothing, sort
 from sipp_bench.compare.timings import Timing, judge
 from sipp_bench.records import read_json
@@ -140,24 +140,35 @@ def _layers(
 
 
 def _timings(base: Run, new: Run, common: set[str], same_machine: bool) -> list[Timing]:
-    """One a network, data, method and part of the work. The fit of a method is one sample a seed, not one a keep."""
-    samples = [_samples(run, common) for run in (base, new)]
-    reason = None if same_machine else OTHER_MACHINE
-    return [
-        Timing(name, samples[0].get(name, ()), samples[1].get(name, ()), "s", reason)
-        for name in {**samples[0], **samples[1]}
-    ]
+    """One a network, data, method and part of the work. The fit of a method is one sample a seed, not one a keep.
+
+    As ratios to the reference operation that is timed in every cell; runs of before it have seconds only, in which a
+    difference decides nothing.
+    """
+    beside = [_has_reference(run, common) for run in (base, new)]
+    samples = [_samples(run, common, ratios=all(beside)) for run in (base, new)]
+    pairs = {name: (samples[0].get(name, ()), samples[1].get(name, ())) for name in {**samples[0], **samples[1]}}
+    if all(beside):
+        return [Timing(name, base, new, "of the reference") for name, (base, new) in pairs.items()]
+    lost = LOST_REFERENCE if beside[0] else None
+    reason = None if same_machine or lost else OTHER_MACHINE
+    return [Timing(name, base, new, "s", reason, ONE_RUN, lost) for name, (base, new) in pairs.items()]
 
 
-def _samples(run: Run, common: set[str]) -> dict[str, tuple[float, ...]]:
+def _has_reference(run: Run, common: set[str]) -> bool:
+    done = common & set(run.cells["id"][run.cells["status"] == "done"])
+    return bool((run.timings["reference_seconds"][run.timings["id"].isin(done)] > 0).all())
+
+
+def _samples(run: Run, common: set[str], ratios: bool) -> dict[str, tuple[float, ...]]:
     cells = _by_id(run.cells)
     found: dict[str, dict[tuple[Any, ...], float]] = {}
     for row in rows(run.timings):
         if row["id"] not in common:
             continue
         cell = cells[row["id"]]
-        for part in ("fit", "prune", "evaluate", "check"):
-            seconds = float(row[f"{part}_seconds"])
+        for part in ("fit", "prune", "protocol", "evaluate", "check"):
+            seconds = float(row[f"{part}_seconds"]) / (float(row["reference_seconds"]) if ratios else 1.0)
             key = (cell["seed"],) if part == "fit" else (cell["seed"], cell["keep"])
             if math.isfinite(seconds):
                 name = f"{cell['network']} on {cell['data']}, {cell['method']}: {part}"

@@ -15,32 +15,36 @@ _EXACT = 50
 
 @dataclass(frozen=True)
 class Timing:
-    """The samples of one timing in BASE and in NEW, and their unit. `reason`: why they do not compare, if so."""
+    """The samples of one timing in BASE and in NEW, and their unit.
+
+    reason: why they do not compare, if so; doubt: why a difference between them need not be one of the code, if so;
+    lost: what of the measurement BASE has and NEW has not, if anything.
+    """
 
     name: str
     base: tuple[float, ...]
     new: tuple[float, ...]
     unit: str
     reason: str | None = None
+    doubt: str | None = None
+    lost: str | None = None
 
 
 def judge(timings: Sequence[Timing]) -> list[Finding]:
     """One finding a timing, in order. A difference needs both: medians more than 10 % apart, and a two-sided
-    Mann-Whitney test, corrected by Holm over all timings here, that rejects at alpha.
+    Mann-Whitney test that rejects at alpha, corrected by Holm over all timings here that are without doubt.
 
-    No samples in NEW is a regression; none in BASE is not comparable. The test takes samples for independent. Seconds
-    of one run are not, on a machine that others share: there the rate of false alarms is above alpha (4.5 % instead of
-    1 % in reports/baselines/false-alarms.json, where ratios had none).
+    No samples in NEW is a regression, and so is a lost reference; none in BASE is not comparable. The test takes
+    samples for independent. Ratios to a reference beside them are, nearly; seconds of one run are not, since a busier
+    machine makes all of them longer. A difference of such samples is "undecided", with the doubt said.
     """
-    tested = [timing for timing in timings if timing.base and timing.new and timing.reason is None]
-    p_values = [_p_value(timing.base, timing.new) for timing in tested]
-    adjusted = {
-        id(timing): pair for timing, pair in zip(tested, zip(p_values, holm(p_values), strict=True), strict=True)
-    }
-    return [
-        _judged(timing, *adjusted[id(timing)], len(tested)) if id(timing) in adjusted else _untested(timing)
-        for timing in timings
-    ]
+    tested = [timing for timing in timings if timing.base and timing.new and not (timing.reason or timing.lost)]
+    findings: dict[int, Finding] = {}
+    for family in ([t for t in tested if t.doubt is None], [t for t in tested if t.doubt is not None]):
+        p_values = [_p_value(timing.base, timing.new) for timing in family]
+        for timing, p, p_adjusted in zip(family, p_values, holm(p_values), strict=True):
+            findings[id(timing)] = _judged(timing, p, p_adjusted, len(family))
+    return [findings[id(timing)] if id(timing) in findings else _untested(timing) for timing in timings]
 
 
 def smallest_p(base: int, new: int) -> float:
@@ -63,6 +67,8 @@ def _judged(timing: Timing, p: float, p_adjusted: float, tests: int) -> Finding:
         if p_adjusted <= ALPHA:
             status = "regression" if ratio > 1 else "better"
             message = f"{_times(ratio)} as {'slow' if ratio > 1 else 'fast'}."
+            if timing.doubt is not None:
+                status, message = "undecided", f"{message} {timing.doubt}"
         elif smallest_p(len(timing.base), len(timing.new)) * tests > ALPHA:
             status = "undecided"
             message = "The medians are more than 10 % apart, but the samples are too few to tell that from noise."
@@ -79,6 +85,7 @@ def _untested(timing: Timing) -> Finding:
     n = (len(timing.base), len(timing.new))
     if not timing.base:
         return Finding("timing", timing.name, "not comparable", "Not measured in BASE.", n)
-    if not timing.new:
-        return Finding("timing", timing.name, "regression", "Measured in BASE, but not in NEW.", n)
+    if timing.lost or not timing.new:
+        message = timing.lost or "Measured in BASE, but not in NEW."
+        return Finding("timing", timing.name, "regression", message, n)
     return Finding("timing", timing.name, "not comparable", str(timing.reason), n)

@@ -67,16 +67,21 @@ class Subject:
         return {"latency_dense_seconds": list(found.dense), "latency_pruned_seconds": list(found.pruned)}
 
     def _corruptions(self, model: nn.Module) -> dict[str, Any]:
-        """Mean accuracy over all corruptions and severities of both networks, mean excess error, and all of both."""
+        """Mean accuracy over all corruptions and severities of both networks, and the mean excess error.
+
+        And errors and excess errors one by one, as lists: the corruptions in the order of `CORRUPTIONS`, each in its
+        five severities from mild to strong.
+        """
         if self.sample is None:
             return {}
         errors, dense = self._errors(model), self._dense_errors
+        excess = excess_errors(errors, dense)
         return {
             "corrupted_accuracy": _mean_accuracy(errors),
             "dense_corrupted_accuracy": _mean_accuracy(dense),
-            "excess_error": fmean(excess_errors(errors, dense).values()),
-            "corruption_errors": _by_name(errors),
-            "excess_errors": _by_name(excess_errors(errors, dense)),
+            "excess_error": fmean(excess.values()),
+            "corruption_errors": [errors[key] for key in excess],
+            "excess_errors": list(excess.values()),
         }
 
     def _errors(self, model: nn.Module) -> Errors:
@@ -133,12 +138,3 @@ class Subject:
 
 def _mean_accuracy(errors: Errors) -> float:
     return 1 - fmean(error for key, error in errors.items() if key != CLEAN)
-
-
-def _by_name(errors: Mapping[Any, float]) -> dict[str, list[float]]:
-    """Corruption -> values by severity, from mild to strong."""
-    found: dict[str, list[float]] = {}
-    for key, error in errors.items():
-        if key != CLEAN:
-            found.setdefault(key[0], []).append(error)
-    return found

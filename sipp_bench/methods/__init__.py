@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from sipp_bench.errors import OptionError
 from sipp_bench.methods.magnitude import Magnitude
-from sipp_bench.methods.protocol import Fitted, Method, Observation, Selection, fit_method
+from sipp_bench.methods.protocol import Fitted, Method, Observation, Selection, fit_method, fitted
 from sipp_bench.methods.random import Random
+from sipp_bench.methods.sipp import SippMethod
 from sipp_bench.methods.sipp_det import SippDet
 from sipp_bench.methods.sipp_hybrid import SippHybrid
 from sipp_bench.methods.sipp_mixture import SippMixture
@@ -18,6 +19,8 @@ from sipp_bench.methods.snip import Snip
 from sipp_bench.methods.wanda import Wanda
 from sipp_bench.points import Points
 from sipp_bench.pruned import Pruned
+from sipp_bench.sensitivity import Sensitivity
+from sipp_bench.tracing import check_parameters
 
 __all__ = [
     "Fitted",
@@ -80,15 +83,24 @@ def fit(
     labels: Tensor | None = None,
     *,
     batch_size: int = 64,
+    sensitivity: Sensitivity | None = None,
     **options: Any,
 ) -> Fitted:
     """Let a method look at the points once; then `fitted.prune(keep=0.1, seed=0)` as often as you like.
 
     points: Tensor (N, ...), a Dataset or a DataLoader. labels: only `snip` reads them, one for each point.
+    sensitivity: for a SiPP method, what `measure_sensitivity` gave for all layers of this network on these points,
+    measured for several methods at once, by several processes, or in little memory; it is not measured again.
     options: the method's own (see its class). The network is never changed. Raises OptionError for an unknown method
     or option, ModelError for a network with NaN weights or nothing to prune, PointsError for unusable points.
     """
-    return fit_method(make_method(method, **options), model, points, labels, batch_size)
+    made = make_method(method, **options)
+    if sensitivity is None:
+        return fit_method(made, model, points, labels, batch_size)
+    if not isinstance(made, SippMethod):
+        raise OptionError(f"Method {method!r} does not use sensitivities: leave out sensitivity.")
+    check_parameters(model)
+    return fitted(made, model, made.observe_measured(model, points, sensitivity, batch_size))
 
 
 def prune(

@@ -1,7 +1,6 @@
 """The protocol of every pruning method: settings at construction, one look at the points, then a budget at a time."""
 
 import dataclasses
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from sipp_bench.errors import ModelError, OptionError
 from sipp_bench.guarantee import Guarantee
-from sipp_bench.points import Points, call_model, iterate_batches, model_device
+from sipp_bench.points import Points, call_model, digest, iterate_batches, model_device
 from sipp_bench.pruned import Pruned
 from sipp_bench.sensitivity import nothing_to_prune
 from sipp_bench.tracing import Call, check_parameters, tracing, unmeasured
@@ -103,8 +102,9 @@ class Fitted:
 
     def _weights(self) -> dict[str, Tensor]:
         weights = {name: p.detach() for name, p in self.model.named_parameters() if name in self._digests}
-        for name, digest in self._digests.items():
-            if name not in weights or _digest(weights[name]) != digest:
+        # Torch's version counter is blind to changes through `.data` and to replaced parameters.
+        for name, before in self._digests.items():
+            if name not in weights or digest(weights[name]) != before:
                 raise ModelError(f"The weight {name!r} has changed since the method looked at the network: fit again.")
         return weights
 
@@ -114,19 +114,15 @@ def fit_method(
 ) -> Fitted:
     """Let a method look at the points once."""
     check_parameters(model)
-    observation = method.observe(model, points, labels, batch_size)
+    return fitted(method, model, method.observe(model, points, labels, batch_size))
+
+
+def fitted(method: Method, model: nn.Module, observation: Observation) -> Fitted:
+    """A method that has made this observation of this network; ModelError if there is nothing to prune."""
     if not observation.scores:
         raise ModelError(nothing_to_prune(model, observation.skipped))
     parameters = dict(model.named_parameters())
-    return Fitted(method, model, observation, {name: _digest(parameters[name]) for name in observation.scores})
-
-
-def _digest(weight: Tensor) -> str:
-    """Of dtype and values. Torch's version counter is blind to changes through `.data` and to replaced parameters."""
-    values = weight.detach().cpu().contiguous()
-    digest = hashlib.sha256(str(values.dtype).encode())
-    digest.update(values.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return Fitted(method, model, observation, {name: digest(parameters[name]) for name in observation.scores})
 
 
 def prunable_weights(model: nn.Module, points: Points, batch_size: int) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -24,6 +24,7 @@ from sipp_bench.methods.scores import Rows, keep_only, largest
 from sipp_bench.parts import block_sums
 from sipp_bench.points import Points
 from sipp_bench.sensitivity import PatchReduction, Sensitivity, measure_sensitivity
+from sipp_bench.tracing import Trace, unmeasured
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,30 @@ class SippMethod(Method):
     def observe(self, model: nn.Module, points: Points, labels: Tensor | None, batch_size: int) -> SippObservation:
         """One sensitivity pass, and one more for "downstream" block weights."""
         sens = measure_sensitivity(model, points, patch_reduction=self.patch_reduction, batch_size=batch_size)
+        return self.observe_measured(model, points, sens, batch_size)
+
+    def observe_measured(
+        self, model: nn.Module, points: Points, sens: Sensitivity, batch_size: int = 64
+    ) -> SippObservation:
+        """As `observe`, from a measurement of all layers that was made before.
+
+        Raises OptionError where it is not of this network (names, shapes or signs of the weights differ) or lacks
+        layers of it, or was measured with another patch_reduction.
+        """
+        if sens.patch_reduction != self.patch_reduction:
+            raise OptionError(
+                f"The sensitivities were measured with patch_reduction {sens.patch_reduction!r}, but the method has "
+                f"{self.patch_reduction!r}: use the same for both."
+            )
+        parameters = dict(model.named_parameters())
+        for name, layer in sens.items():
+            if name not in parameters or not torch.equal(layer.positive.cpu(), (parameters[name] > 0).cpu()):
+                raise OptionError(
+                    f"The sensitivities of {name!r} were not measured on this network, as it is: measure it anew."
+                )
+        for name in unmeasured(model, Trace(applied=set(sens))):
+            if name not in sens.skipped:
+                raise OptionError(f"The sensitivities lack {name!r}: measure all layers (layers=None).")
         c = block_weights(self.weights, model, points, sens, batch_size)
         return SippObservation({name: layer.values for name, layer in sens.items()}, sens.skipped, sens, c)
 

@@ -30,7 +30,7 @@ def write_run(path: Path, status: str = "done", cells: list[Cell] = CELLS) -> Pa
     with Store(path, META) as store:
         for cell in cells:
             result = {"status": status, "error": None, "accuracy": 0.5, "kept": 1, "mask_sha256": "m"}
-            store.write_cell(cell, result, TIMING, BLOCKS)
+            store.write_cell(cell, result, TIMING, BLOCKS, {"labels": np.arange(3)})
     return path
 
 
@@ -40,7 +40,7 @@ def test_a_baseline_compares_equal_to_its_run(tmp_path: Path) -> None:
     comparison = compare(folder, run)
     assert comparison.exit_code == 0
     assert comparison.counts["same"] == len(comparison.findings)
-    assert not list(folder.rglob("*.safetensors"))
+    assert {path.suffix for path in folder.rglob("*.*")} == {".json"}
     (entry,) = json.loads((folder / "history.json").read_text())
     assert (entry["reason"], entry["commit"], entry["dirty"]) == ("first", "c0ffee", True)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sipp_bench.compare import Comparison, compare
+from sipp_bench.compare.benchmarks import LOST_REFERENCE, ONE_RUN
 from sipp_bench.compare.runs import epsilon_tolerance
 from sipp_bench.errors import OptionError, StoreError
 from sipp_bench.store import Store
@@ -45,7 +46,8 @@ def write_run(path: Path, meta: dict[str, Any] = META) -> Path:
                 "checks": [CHECK],
             }  # fmt: skip
             jitter = 1 + 0.01 * (index % 5)
-            timing = {f"{part}_seconds": jitter for part in ("fit", "prune", "evaluate", "check")}
+            timing = {f"{part}_seconds": 2 * jitter for part in ("fit", "prune", "evaluate", "check")}
+            timing |= {"reference_seconds": 2.0}
             store.write_cell(cell, result, timing)
     return path
 
@@ -135,6 +137,10 @@ def test_missing_times_and_accuracies_are_regressions(base: Path, new: Path) -> 
     first = [cell for cell in CELLS if cell.method == "a"]
     edit(new, lambda timing: timing.pop("prune_seconds"), first, "timing.json")
     assert "net on digits, a: prune: Measured in BASE, but not in NEW." in only(compare(base, new), "regression")
+    edit(new, lambda timing: timing.pop("reference_seconds"), CELLS[:1], "timing.json")
+    lost = compare(base, new)
+    assert lost.exit_code == 1
+    assert {f.message for f in lost.findings if f.kind == "timing"} == {LOST_REFERENCE}
     shutil.copytree(base, new, dirs_exist_ok=True)
     edit(new, lambda cell: cell.update(accuracy=None))
     assert "No accuracy in NEW of 1 cells" in only(compare(base, new), "regression")
@@ -167,13 +173,45 @@ def test_cells_that_failed_before(base: Path, new: Path) -> None:
     assert "Failed in both" in only(compare(base, new), "not comparable")
 
 
-def test_times_of_other_machines_do_not_compare(base: Path, tmp_path: Path) -> None:
+def test_times_of_other_machines_compare_as_ratios_only(base: Path, tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", META | {"machine": {"cpu": "another"}, "versions": {"torch": "2"}})
+    # A machine that is three times as slow is the same by ratios.
+    edit(other, lambda timing: timing.update({k: 3 * v for k, v in timing.items()}), CELLS, "timing.json")
+    comparison = compare(base, other)
+    assert comparison.exit_code == 0
+    assert comparison.counts["same"] == len(comparison.findings)
+    assert comparison.notes == ("The machines differ: seconds are not compared.", "torch 1 -> 2")
+    for run in (base, other):
+        without_reference(run)
     comparison = compare(base, other)
     assert comparison.exit_code == 0
     assert {f.kind for f in comparison.findings if f.status == "not comparable"} == {"timing"}
     assert comparison.counts["not comparable"] == 8
-    assert comparison.notes == ("The machines differ: seconds are not compared.", "torch 1 -> 2")
+
+
+def without_reference(run: Path) -> None:
+    """As runs were before a reference operation was timed in every cell."""
+    edit(run, lambda timing: timing.pop("reference_seconds"), CELLS, "timing.json")
+
+
+def test_seconds_of_one_run_a_side_decide_nothing(base: Path, new: Path) -> None:
+    first = [cell for cell in CELLS if cell.method == "a"]
+    edit(new, lambda timing: timing.update(prune_seconds=1.15 * timing["prune_seconds"]), first, "timing.json")
+    assert "a: prune: 1.15 times as slow." in only(compare(base, new), "regression")
+    for run in (base, new):
+        without_reference(run)
+    comparison = compare(base, new)
+    assert f"a: prune: 1.15 times as slow. {ONE_RUN}" in only(comparison, "undecided")
+    assert comparison.exit_code == 0
+
+
+@pytest.mark.parametrize("part", ["fit", "prune", "protocol", "evaluate", "check"])
+def test_every_part_that_is_timed_is_compared(base: Path, new: Path, part: str) -> None:
+    for run in (base, new):
+        edit(run, lambda timing: timing.update({f"{part}_seconds": 2.0}), CELLS, "timing.json")
+    edit(new, lambda timing: timing.pop(f"{part}_seconds"), CELLS, "timing.json")
+    lost = [finding.name for finding in compare(base, new).findings if finding.status == "regression"]
+    assert lost == [f"net on digits, {method}: {part}" for method in "ab"]
 
 
 def test_a_slow_part_is_a_regression_and_a_fast_one_is_better(base: Path, new: Path) -> None:

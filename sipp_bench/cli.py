@@ -131,9 +131,15 @@ def report(
         Path | None,
         typer.Option("--output", "-o", help="The report's folder; by default RUN/report (first run)."),
     ] = None,
+    theory: Annotated[
+        Path | None, typer.Option(help="A folder made by python -m theory_checks -o, to include.")
+    ] = None,
+    images: Annotated[
+        bool, typer.Option(help="Show test images whose predictions flipped, where the data is on this machine.")
+    ] = True,
 ) -> None:
-    """Build the report of one or more runs: one HTML page, figures, CSV and Markdown."""
-    _report(runs, output or runs[0] / "report")
+    """Build the report of one or more runs: a site of static pages with an explorer, figures, CSV and Markdown."""
+    _report(runs, output or runs[0] / "report", theory, images)
 
 
 @app.command(
@@ -237,10 +243,10 @@ cli_compare.register(app)
 cli_results.register(app)
 
 
-def _report(runs: list[Path], output: Path) -> None:
+def _report(runs: list[Path], output: Path, theory: Path | None = None, images: bool = True) -> None:
     from sipp_bench.report.build import build_report
 
-    typer.echo(f"Report: {build_report(runs, output)}")
+    typer.echo(f"Report: {build_report(runs, output, theory=theory, images=images)}")
 
 
 def load_model(name: str, points: "Tensor", checkpoint: Path | None, pretrained: bool = False) -> "nn.Module":

@@ -80,6 +80,7 @@ _CHECKS = (
     | dict.fromkeys(("drawn", "exceeding_certain", "active"), "int64")
     | {"exceeding_rate": "float64"}
 )
+_SKIPPED = _KEYS | {"layer": "str", "reason": "str"}
 _SECONDS = ("fit_seconds", "prune_seconds", "evaluate_seconds", "check_seconds", "protocol_seconds")
 # `reference_seconds` of `measures.latency`, timed in every cell; missing from run folders of before.
 _LATENCIES = ("latency_dense_seconds", "latency_pruned_seconds")  # lists of samples
@@ -231,6 +232,8 @@ class Run:
     layers: pd.DataFrame
     checks: pd.DataFrame
     timings: pd.DataFrame
+    skipped: pd.DataFrame
+    """One row a cell and layer that stayed dense, with the reason."""
 
     def blocks(self, cell_id: str) -> dict[str, dict[str, NDArray[Any]]]:
         """Weight name -> array name -> array (neurons, 2) of a cell; {} where the method has no bound.
@@ -266,12 +269,21 @@ def load_run(path: Path | str) -> Run:
         layers=_table(_rows_of("layers", cells), _LAYERS),
         checks=_table(_rows_of("checks", cells), _CHECKS),
         timings=_table(timings, _TIMINGS),
+        skipped=_table(_skipped(cells), _SKIPPED),
     )
 
 
 def _rows_of(part: str, cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     # Early rows of layers have a `keep` of their own, which is not the cell's.
     return [row | {key: cell[key] for key in _KEYS} for cell in cells for row in cell.get(part, ())]
+
+
+def _skipped(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {key: cell[key] for key in _KEYS} | {"layer": layer, "reason": reason}
+        for cell in cells
+        for layer, reason in (cell.get("skipped") or {}).items()
+    ]
 
 
 def _table(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:

@@ -93,6 +93,14 @@ def test_cells_of_before_the_measures_load_without_them(tmp_path: Path) -> None:
     assert (new["agreement"], new["flips"], new["class_accuracies"]) == (0.9, 3, [0.5, None, 1.0])
 
 
+def test_layers_that_stayed_dense_are_a_table(tmp_path: Path) -> None:
+    with Store(tmp_path, META) as store:
+        store.write_cell(CELLS[0], done(), TIMING)
+        store.write_cell(CELLS[1], done(skipped={"conv.weight": "no hook"}), TIMING)
+    skipped = load_run(tmp_path).skipped[["id", "layer", "reason"]]
+    assert skipped.to_numpy().tolist() == [[CELLS[1].id, "conv.weight", "no hook"]]
+
+
 def test_tables_have_their_columns_and_types_when_empty(tmp_path: Path) -> None:
     write_run(tmp_path / "full")
     with Store(tmp_path / "empty", META):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sipp_bench.report.collect import RunLike, Target
 from sipp_bench.report.figures import Picture
-from sipp_bench.report.style import INK, figure_style, log_ticks, method_order, new_figure, png
+from sipp_bench.report.style import INK, drawn, figure_style, log_ticks, method_order, new_figure
 
 SHOWN = 1500
 """At most this many blocks a panel and kind of points; a plot of more is a blot."""
@@ -61,7 +61,7 @@ def bound_picture(target: Target, run: RunLike, name: str) -> Picture | None:
         handles, _ = panels.flat[0].get_legend_handles_labels()
         # Fresh points are drawn first, to lie below; the legend starts with S.
         figure.legend(handles=handles[::-1], loc="outside upper left", ncols=4, fontsize=9, markerscale=2.2)
-        content = png(figure)
+        content = drawn(figure)
     return Picture(name, content, caption=_caption(target, gathered), alt=_alt(target, gathered))
 
 
@@ -93,8 +93,18 @@ def _draw_panel(axes: Axes, blocks: Blocks) -> None:
             linewidths=0.7,
             color=pale,
             label=f"{name}, vacuous bound",
+            rasterized=True,
         )
-        axes.scatter(bound[~vacuous], error[~vacuous], s=7, alpha=0.55, linewidths=0, color=colour, label=name)
+        axes.scatter(
+            bound[~vacuous],
+            error[~vacuous],
+            s=7,
+            alpha=0.55,
+            linewidths=0,
+            color=colour,
+            label=name,
+            rasterized=True,  # thousands of marks as vectors are megabytes
+        )
 
 
 def _choose(bound: NDArray[np.float64], error: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -1,70 +1,47 @@
-"""Runs in, a folder out: one self-contained page, its figures, its data as CSV, and a Markdown version."""
+"""Runs in, a folder out: a site of static pages with its figures, its data, an explorer, and a Markdown version."""
 
-import base64
-import html
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
-from markupsafe import Markup
 
 from sipp_bench.errors import StoreError
 from sipp_bench.files import write_atomically
-from sipp_bench.report import prose, tables
-from sipp_bench.report.bound_figure import bound_picture
-from sipp_bench.report.collect import Collected, RunLike, Target, collect
-from sipp_bench.report.figures import (
-    Picture,
-    accuracy_picture,
-    compute_picture,
-    difference_picture,
-    layers_picture,
-    time_picture,
-)
+from sipp_bench.report import layers, prose, tables
+from sipp_bench.report.collect import Collected, RunLike, collect
+from sipp_bench.report.explorer import explorer_files
+from sipp_bench.report.render import PAGES, render_markdown, render_page
+from sipp_bench.report.sections import Section, section_of
 from sipp_bench.report.summaries import accuracy_summary, check_summary, layer_keeps, time_summary
+from sipp_bench.report.theory_run import Theory, read_theory
+from sipp_bench.report.thumbnails import SHOWN
 from sipp_bench.store import load_run
 
 
-@dataclass(frozen=True)
-class TargetPage:
-    """What the page shows of one target; None where the run has nothing to show."""
+def build_report(
+    run_dirs: Sequence[Path | str],
+    output: Path | str,
+    *,
+    theory: Path | str | None = None,
+    images: bool = True,
+) -> Path:
+    """Write the report on these run folders into `output`, and return the path of its first page, index.html.
 
-    label: str
-    best: tables.Table
-    accuracy: Picture
-    difference: Picture | None
-    accuracy_table: tables.Table
-    loss_table: tables.Table
-    layers: Picture
-    layer_table: tables.Table
-    compute: Picture | None
-    compute_table: tables.Table
-    time: Picture
-    time_table: tables.Table
-    bounds: Picture | None
-    vacuity_table: tables.Table | None
-    check_table: tables.Table | None
+    `output` gets the pages, figures/ (SVG and PNG), data/ (CSV), explorer/ and report.md; it opens from disk and from
+    any server, and asks for nothing from elsewhere. Files of other names that are there stay. Each file is written
+    atomically. theory: the folder of a theory run to include. images: show the test images whose predictions flipped,
+    where the data is on this machine.
 
-    def pictures(self) -> list[Picture]:
-        drawn = (self.accuracy, self.difference, self.layers, self.compute, self.time, self.bounds)
-        return [picture for picture in drawn if picture is not None]
-
-
-def build_report(run_dirs: Sequence[Path | str], output: Path | str) -> Path:
-    """Write the report on these run folders into `output`, and return the path of its page, index.html.
-
-    `output` gets index.html (self-contained), report.md, figures/*.png and data/*.csv; files of other names
-    that are there stay. Each file is written atomically. Raises StoreError when there is no run, when one has
-    no finished cell or is damaged, and when `output` cannot be written.
+    Raises StoreError when there is no run, when one has no finished cell or is damaged, when `theory` is no theory
+    run's folder, and when `output` cannot be written.
     """
-    return write_report({label: load_run(path) for label, path in _labels(run_dirs).items()}, Path(output))
+    runs = {label: load_run(path) for label, path in _labels(run_dirs).items()}
+    return write_report(runs, Path(output), None if theory is None else read_theory(Path(theory)), images)
 
 
-def write_report(runs: Mapping[str, RunLike], output: Path) -> Path:
+def write_report(runs: Mapping[str, RunLike], output: Path, theory: Theory | None = None, images: bool = True) -> Path:
     """`build_report` for runs that are loaded already, by label."""
     report = collect(runs)
     if report.done.empty:
@@ -72,15 +49,42 @@ def write_report(runs: Mapping[str, RunLike], output: Path) -> Path:
             f"Every cell of {', '.join(runs)} failed, so there is nothing to report. Look at the cells' "
             "traceback files, mend the cause and run the suite again."
         )
-    targets = [_target_page(report, target, position) for position, target in enumerate(report.targets())]
-    context = {
+    sections = [section_of(report, target, position) for position, target in enumerate(report.targets(), start=1)]
+    data = _data(report, theory)
+    context = _context(report, sections, theory, list(data))
+    for section in sections:
+        for picture in section.pictures():
+            write_atomically(output / "figures" / f"{picture.name}.png", picture.drawn.png)
+            write_atomically(output / "figures" / f"{picture.name}.svg", picture.drawn.svg)
+    for plate in theory.pictures if theory else ():
+        write_atomically(output / "figures" / plate.file, plate.content)
+    for name, text in data.items():
+        write_atomically(output / "data" / name, text)
+    for name, content in explorer_files(report, images).items():
+        write_atomically(output / "explorer" / name, content)
+    style = resources.files("sipp_bench.report") / "static" / "style.css"
+    write_atomically(output / "style.css", style.read_text(encoding="utf-8"))
+    write_atomically(output / "report.md", render_markdown(context))
+    # The first page last: when it is there, everything that it leads to is.
+    for file in reversed(PAGES):
+        written = write_atomically(output / file, render_page(file, context))
+    return written
+
+
+def _context(report: Collected, sections: list[Section], theory: Theory | None, data: list[str]) -> dict[str, Any]:
+    """What the templates speak of."""
+    runs = report.runs
+    return {
         "title": "SiPP pruning report: " + ", ".join(dict.fromkeys(_suite_name(run) for run in runs.values())),
         "what_was_run": prose.what_was_run(report),
         "answers": prose.answers(report),
         "failed": None if report.failed.empty else tables.failed_table(report),
-        "targets": targets,
+        "skipped": layers.skipped_table(report),
+        "targets": sections,
         "claims": {claim: prose.CLAIMS.get(claim, "") for claim in prose.in_claim_order(set(report.checks["claim"]))},
+        "theory": theory,
         "timing": [prose.timing_conditions(run) for run in runs.values()],
+        "architectures": [section.architecture for section in sections],
         "provenance": [
             (
                 tables.facts_table(
@@ -91,54 +95,26 @@ def write_report(runs: Mapping[str, RunLike], output: Path) -> Path:
             )
             for label, run in runs.items()
         ],
-        "data_files": list(_data(report)),
+        "data_files": data,
+        "images_shown": SHOWN,
     }
-    for page in targets:
-        for picture in page.pictures():
-            write_atomically(output / "figures" / f"{picture.name}.png", picture.png)
-    for name, frame in _data(report).items():
-        write_atomically(output / "data" / name, frame.to_csv(index=False, lineterminator="\n"))
-    write_atomically(output / "report.md", _markdown().get_template("report.md.jinja").render(context))
-    # The page last: when it is there, everything that it speaks of is.
-    return write_atomically(output / "index.html", _html().get_template("report.html.jinja").render(context))
 
 
-def _target_page(report: Collected, target: Target, position: int) -> TargetPage:
-    def name(kind: str) -> str:
-        return f"{position + 1:02}-{_slug(target.network)}-{_slug(target.data)}-{kind}"
-
-    checked = not target.checks.empty
-    return TargetPage(
-        label=target.label,
-        best=tables.best_table(target),
-        accuracy=accuracy_picture(target, name("accuracy")),
-        difference=difference_picture(target, name("difference")),
-        accuracy_table=tables.accuracy_table(target),
-        loss_table=tables.loss_table(target),
-        layers=layers_picture(target, name("layers")),
-        layer_table=tables.layer_table(target),
-        compute=compute_picture(target, name("multiply-adds")),
-        compute_table=tables.compute_table(target),
-        time=time_picture(target, name("time")),
-        time_table=tables.time_table(target),
-        bounds=bound_picture(target, report.runs[target.run], name("bounds")) if checked else None,
-        vacuity_table=tables.vacuity_table(target) if checked else None,
-        check_table=tables.check_table(target) if checked else None,
-    )
-
-
-def _data(report: Collected) -> dict[str, pd.DataFrame]:
-    """File name -> table: the raw rows, and the summaries that the page's numbers are formatted from."""
-    return {
+def _data(report: Collected, theory: Theory | None) -> dict[str, str]:
+    """File name -> CSV: the raw rows, and the summaries that the pages' numbers are formatted from."""
+    frames: dict[str, pd.DataFrame] = {
         "cells.csv": report.cells,
         "layers.csv": report.layers,
         "checks.csv": report.checks,
         "timings.csv": report.timings,
+        "skipped.csv": report.skipped,
         "accuracy-summary.csv": accuracy_summary(report.done),
         "layer-summary.csv": layer_keeps(report.layers),
         "time-summary.csv": time_summary(report.timings),
         **({} if report.checks.empty else {"check-summary.csv": check_summary(report.checks)}),
     }
+    written = {name: frame.to_csv(index=False, lineterminator="\n") for name, frame in frames.items()}
+    return written | (theory.data if theory else {})
 
 
 def _labels(run_dirs: Sequence[Path | str]) -> dict[str, Path]:
@@ -153,36 +129,3 @@ def _labels(run_dirs: Sequence[Path | str]) -> dict[str, Path]:
 
 def _suite_name(run: RunLike) -> str:
     return str(run.meta["suite"].get("name", "unnamed suite"))
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()[:40]
-
-
-def _html() -> jinja2.Environment:
-    environment = _environment(autoescape=True)
-    environment.filters["data_uri"] = lambda content: Markup(
-        f"data:image/png;base64,{base64.b64encode(content).decode()}"
-    )
-    return environment
-
-
-def _markdown() -> jinja2.Environment:
-    environment = _environment(autoescape=False)
-    environment.filters["md"] = _escape_markdown
-    return environment
-
-
-def _environment(autoescape: bool) -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("sipp_bench.report"),
-        autoescape=autoescape,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _escape_markdown(text: Any) -> str:
-    """Text as text: no HTML, no table column, no link and no emphasis of its own."""
-    return re.sub(r"([\\`*_\[\]|#])", r"\\\1", html.escape(str(text), quote=False)).replace("\n", " ")

@@ -7,13 +7,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from sipp_bench.errors import StoreError
 
 TARGET = ["run", "network", "data"]
 METHOD = ["method_name", "method"]
-LISTS = ["class_accuracies", "class_loss_changes"]
-"""Columns of the cells with one number a class: JSON text here, as CSV has no lists."""
+LISTS = ["class_accuracies", "class_loss_changes", "corruption_errors", "excess_errors", "split_accuracies"]
+"""Columns of the cells with many numbers, such as one a class: JSON text here, as CSV has no lists."""
 CELL_KEYS = [*TARGET, "seed", *METHOD, "keep"]
 
 
@@ -30,9 +31,14 @@ class RunLike(Protocol):
     def checks(self) -> pd.DataFrame: ...
     @property
     def timings(self) -> pd.DataFrame: ...
+    @property
+    def skipped(self) -> pd.DataFrame: ...
 
     def blocks(self, cell_id: str, /) -> Mapping[str, Mapping[str, Any]]:
         """Per layer the arrays `epsilon`, `error_S`, `error_fresh`, each (neurons, 2): + and - blocks."""
+
+    def predictions(self, cell_id: str, /) -> Mapping[str, NDArray[Any]]:
+        """`labels`, and by network the classes that it predicts, each (test points,); {} where none are stored."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class Collected:
     layers: pd.DataFrame
     checks: pd.DataFrame
     timings: pd.DataFrame
+    skipped: pd.DataFrame
 
     @property
     def done(self) -> pd.DataFrame:
@@ -115,6 +122,7 @@ def collect(runs: Mapping[str, RunLike]) -> Collected:
         layers=_keyed(_stacked({label: run.layers for label, run in runs.items()}), keys),
         checks=_keyed(_stacked({label: run.checks for label, run in runs.items()}), keys),
         timings=_keyed(_stacked({label: run.timings for label, run in runs.items()}), keys),
+        skipped=_keyed(_stacked({label: run.skipped for label, run in runs.items()}), keys),
     )
 
 

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
@@ -16,23 +14,22 @@ from sipp_bench.report.style import (
     DPI,
     FAINT,
     INK,
+    Drawn,
     MethodStyle,
+    drawn,
     figure_style,
     is_sipp,
     log_ticks,
     method_styles,
     new_figure,
-    png,
 )
 from sipp_bench.report.summaries import (
     accuracy_summary,
     difference_summary,
-    in_order,
-    layer_keeps,
     reference_label,
+    time_samples,
     time_summary,
 )
-from sipp_bench.report.tables import share
 
 COMPRESSION = "Compression ratio, 1 / achieved keep (log scale)"
 REFERENCE_GREY = "#7a7a7a"
@@ -43,7 +40,7 @@ class Picture:
     """A figure ready for the page. `name` is unique within the report and safe in a file name."""
 
     name: str
-    png: bytes
+    drawn: Drawn
     caption: str
     alt: str
 
@@ -51,12 +48,12 @@ class Picture:
     def width(self) -> int:
         """The width to show it at, in CSS pixels: 100 an inch, so that text is of one size in all figures."""
         # Bytes 16 to 20 of a PNG are its width in pixels.
-        return round(int.from_bytes(self.png[16:20], "big") * 100 / DPI)
+        return round(int.from_bytes(self.drawn.png[16:20], "big") * 100 / DPI)
 
 
 def accuracy_picture(target: Target, name: str) -> Picture:
     """Test accuracy against compression ratio: SiPP's variants left, the baselines right."""
-    summary = _drawable(accuracy_summary(target.cells))
+    summary = drawable(accuracy_summary(target.cells))
     styles = method_styles(target.cells)
     reference = reference_label(target.cells)
     of_sipp = summary["method_name"].map(is_sipp)
@@ -71,7 +68,7 @@ def accuracy_picture(target: Target, name: str) -> Picture:
             axes.set(title=title, xlabel=COMPRESSION)
             log_ticks(axes, "x", summary["compression_mean"], "×")
             shown = list(rows["method"].unique())
-            handles = [_handle(label, styles[label]) for label in shown]
+            handles = [handle(label, styles[label]) for label in shown]
             if reference is not None and reference not in shown:
                 handles.append(Line2D([], [], color=REFERENCE_GREY, label=f"{reference} (see right)"))
             axes.legend(
@@ -79,7 +76,7 @@ def accuracy_picture(target: Target, name: str) -> Picture:
                 handlelength=3.2, borderaxespad=0.0, columnspacing=1.2,
             )  # fmt: skip
         panels[0].set_ylabel("Test accuracy (%)")
-        content = png(figure)
+        content = drawn(figure)
     return Picture(
         name,
         content,
@@ -128,7 +125,7 @@ def difference_picture(target: Target, name: str) -> Picture | None:
     reference = reference_label(target.cells)
     if reference is None:
         return None
-    summary = _drawable(difference_summary(target.cells, reference))
+    summary = drawable(difference_summary(target.cells, reference))
     if summary.empty:
         return None
     styles = method_styles(target.cells)
@@ -148,8 +145,8 @@ def difference_picture(target: Target, name: str) -> Picture | None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: "0" if value == 0 else f"{value:+g}"))
         axes.set(xlabel=COMPRESSION, ylabel=f"Test accuracy minus {reference}'s\n(percentage points)")
         log_ticks(axes, "x", summary["compression_mean"], "×")
-        _legend_right(axes, styles, summary["method"].unique())
-        content = png(figure)
+        legend_right(axes, styles, summary["method"].unique())
+        content = drawn(figure)
     return Picture(
         name,
         content,
@@ -162,7 +159,7 @@ def difference_picture(target: Target, name: str) -> Picture | None:
 
 def compute_picture(target: Target, name: str) -> Picture | None:
     """Multiply-add reduction against compression ratio; None where the two are the same for every method."""
-    summary = _drawable(accuracy_summary(target.cells))
+    summary = drawable(accuracy_summary(target.cells))
     ratios, reductions = summary["compression_mean"], summary["multiply_add_reduction_mean"]
     if bool(np.isclose(ratios, reductions, rtol=0.01).all()):
         return None
@@ -181,8 +178,8 @@ def compute_picture(target: Target, name: str) -> Picture | None:
         axes.set(xlabel=COMPRESSION, ylabel="Multiply-add reduction,\ndense / pruned (log scale)")
         log_ticks(axes, "x", ratios, "×")
         log_ticks(axes, "y", reductions, "×")
-        _legend_right(axes, styles, summary["method"].unique())
-        content = png(figure)
+        legend_right(axes, styles, summary["method"].unique())
+        content = drawn(figure)
     return Picture(
         name,
         content,
@@ -194,70 +191,34 @@ def compute_picture(target: Target, name: str) -> Picture | None:
     )
 
 
-def layers_picture(target: Target, name: str) -> Picture:
-    """How much of each layer every method keeps at the middle keep ratio, as a map of methods by layers."""
-    keep = target.middle_keep
-    shares = in_order(layer_keeps(target.layers[target.layers["keep"] == keep]))
-    # Rows and columns as the run lists them: pivot would sort them by name.
-    table = shares.pivot(index="method", columns="layer", values="achieved_keep")
-    table = 100 * table.loc[list(shares["method"].unique()), list(shares["layer"].unique())]
-    sizes = shares.drop_duplicates("layer").set_index("layer")["weights"]
-    annotated = len(table.columns) <= 14
-    labels = [f"{layer}\n{sizes[layer]:,}" if annotated else str(layer) for layer in table.columns]
-    column = max(0.8, 0.1 * max(len(str(layer)) for layer in table.columns)) if annotated else 0.3
-    reach = float(np.clip(table.to_numpy() / (100 * keep), 2, 20).max())
-    with figure_style():
-        figure = new_figure(2.6 + column * len(table.columns) + 1.2, 1.2 + 0.34 * len(table))
-        axes = figure.subplots()
-        sns.heatmap(
-            table.clip(lower=1e-6),
-            ax=axes,
-            annot=table if annotated else False,
-            fmt=".3g",
-            cmap="PuOr",
-            norm=LogNorm(100 * keep / reach, 100 * keep * reach),
-            linewidths=1,
-            cbar=False,
-        )
-        axes.set_xticks(axes.get_xticks(), labels, rotation=0 if annotated else 90)
-        axes.set_yticks(axes.get_yticks(), list(table.index), rotation=0)
-        axes.set(xlabel="Layer, number of weights" if annotated else "Layer", ylabel="")
-        content = png(figure)
-    return Picture(
-        name,
-        content,
-        caption=f"{target.label}: weights kept in each layer, in % of the layer's weights, where "
-        f"{share(keep)} of all prunable weights were asked for; means over seeds. White is the requested "
-        f"share, violet more, orange less (logarithmic, full colour at {reach:.2g} times as much).",
-        alt=f"Heat map of the percentage of weights kept, {len(table)} methods by {len(table.columns)} "
-        f"layers of {target.label}.",
-    )
-
-
 def time_picture(target: Target, name: str) -> Picture:
     """Median fit and prune seconds with quartiles, one row a method."""
-    summary = time_summary(target.timings)
+    summary, samples = time_summary(target.timings), time_samples(target.timings)
     styles = method_styles(target.cells)
     labels = list(summary["method"].unique())
     with figure_style():
-        figure = new_figure(9.6, 1.3 + 0.3 * len(labels))
+        figure = new_figure(9.6, 1.3 + 0.34 * len(labels))
         panels = figure.subplots(1, 2, sharey=True)
         for axes, (stage, what) in zip(panels, {"fit": "Fit", "prune": "Prune"}.items(), strict=True):
             rows = summary[summary["stage"] == stage]
             for label, row in rows.set_index("method").iterrows():
                 bars = [[row["median"] - row["lower_quartile"]], [row["upper_quartile"] - row["median"]]]
-                look = styles[str(label)].line_kwargs() | {"linestyle": "none"}
+                look = styles[str(label)].line_kwargs() | {"linestyle": "none", "zorder": 3}
+                raw = samples[(samples["stage"] == stage) & (samples["method"] == label)]["seconds"]
+                heights = [labels.index(str(label)) + 0.22] * len(raw)
+                axes.plot(raw, heights, marker="|", markersize=5, linestyle="none", color=REFERENCE_GREY, zorder=2)
                 axes.errorbar([row["median"]], [labels.index(str(label))], xerr=bars, capsize=3, **look)
             axes.set_xlabel(f"{what} time (seconds, log scale)")
-            log_ticks(axes, "x", [*rows["lower_quartile"], *rows["upper_quartile"]])
+            log_ticks(axes, "x", samples[samples["stage"] == stage]["seconds"])
         panels[0].set_yticks(range(len(labels)), labels)
         panels[0].set_ylim(len(labels) - 0.5, -0.5)
-        content = png(figure)
+        content = drawn(figure)
     return Picture(
         name,
         content,
         caption=f"{target.label}: wall time to fit (look at the points, once) and to prune (once per keep "
-        "ratio). Marks are medians; bars reach from the lower to the upper quartile of the raw samples.",
+        "ratio). Marks are medians; bars reach from the lower to the upper quartile of the raw samples, the grey ticks "
+        "below them.",
         alt=f"Dot chart of fit and prune times for {len(labels)} methods of {target.label}; the numbers "
         "are in the table below.",
     )
@@ -272,16 +233,16 @@ def spread_sentence(summary: pd.DataFrame) -> str:
     return f"Lines join means over n = {seeds} seeds; bars are one sample standard deviation to either side."
 
 
-def _drawable(summary: pd.DataFrame) -> pd.DataFrame:
+def drawable(summary: pd.DataFrame) -> pd.DataFrame:
     """Without the rows that have no place on a logarithmic axis: nothing was kept."""
     drawable: pd.DataFrame = summary.loc[np.isfinite(summary["compression_mean"]) & (summary["achieved_keep_mean"] > 0)]
     return drawable
 
 
-def _handle(label: str, style: MethodStyle) -> Line2D:
+def handle(label: str, style: MethodStyle) -> Line2D:
     return Line2D([], [], label=label, **style.line_kwargs())
 
 
-def _legend_right(axes: Axes, styles: dict[str, MethodStyle], labels: Iterable[str]) -> None:
-    handles = [_handle(label, styles[label]) for label in labels]
+def legend_right(axes: Axes, styles: dict[str, MethodStyle], labels: Iterable[str]) -> None:
+    handles = [handle(label, styles[label]) for label in labels]
     axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8.5, handlelength=3.2)

@@ -39,6 +39,14 @@ DPI = 160
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """One figure in both formats: pixels for Markdown and slides, vectors for pages."""
+
+    png: bytes
+    svg: bytes
+
+
+@dataclass(frozen=True)
 class MethodStyle:
     colour: str
     marker: str
@@ -118,6 +126,7 @@ def figure_style() -> Iterator[None]:
         look
         | {
             "text.parse_math": False,
+            "svg.hashsalt": "sipp-bench",
             "axes.edgecolor": "#888888",
             "axes.titleweight": "bold",
             "axes.titlesize": 10.5,
@@ -135,10 +144,17 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
+def drawn(figure: Figure) -> Drawn:
+    """The figure as PNG and as SVG. The same data give the same bytes."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="svg", dpi=DPI, metadata={"Date": None, "Creator": None})
+    return Drawn(png(figure), buffer.getvalue())
+
+
 def png(figure: Figure) -> bytes:
     """The figure as PNG bytes in 256 colours, a third of the size. The same data give the same bytes."""
-    drawn, buffer = BytesIO(), BytesIO()
-    figure.savefig(drawn, format="png", dpi=DPI, pil_kwargs={"compress_level": 1})
-    image = Image.open(drawn).convert("RGB").quantize(256)
+    pixels, buffer = BytesIO(), BytesIO()
+    figure.savefig(pixels, format="png", dpi=DPI, pil_kwargs={"compress_level": 1})
+    image = Image.open(pixels).convert("RGB").quantize(256)
     image.save(buffer, format="PNG", optimize=True, dpi=(DPI, DPI))
     return buffer.getvalue()

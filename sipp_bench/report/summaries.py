@@ -128,6 +128,13 @@ def layer_keeps(layers: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
 
 
+def layer_bounds(layers: pd.DataFrame) -> pd.DataFrame:
+    """Mean and largest bound and the vacuous share of each layer's blocks, means over seeds; no rows without bounds."""
+    bounded = layers[layers["epsilon_mean"].notna()]
+    groups = bounded.groupby([*TARGET, *METHOD, "keep", "layer"], sort=False)
+    return groups[["epsilon_mean", "epsilon_max", "vacuous"]].mean().reset_index()
+
+
 def check_summary(checks: pd.DataFrame) -> pd.DataFrame:
     """Per target, method, claim and kind of points: blocks, vacuous ones, excesses, and counts of verdicts.
 
@@ -173,6 +180,17 @@ def time_samples(timings: pd.DataFrame) -> pd.DataFrame:
             rows = rows.drop_duplicates([*TARGET, *METHOD, "seed", column])
         samples.append(rows[[*TARGET, "seed", *METHOD, "keep"]].assign(stage=stage, seconds=rows[column]))
     return pd.concat(samples, ignore_index=True)
+
+
+def latency_samples(timings: pd.DataFrame) -> pd.DataFrame:
+    """One row a pair of forward passes: seconds `dense` and `pruned`; no rows where none were timed."""
+    columns = {"latency_dense_seconds": "dense", "latency_pruned_seconds": "pruned"}
+    keys = [*TARGET, "seed", *METHOD, "keep"]
+    if not set(columns) <= set(timings.columns):
+        return pd.DataFrame(columns=[*keys, *columns.values()])
+    timed = timings[timings["latency_dense_seconds"].notna()]
+    pairs = timed[[*keys, *columns]].explode(list(columns), ignore_index=True).rename(columns=columns)
+    return pairs.astype(dict.fromkeys(columns.values(), float))
 
 
 def time_summary(timings: pd.DataFrame) -> pd.DataFrame:

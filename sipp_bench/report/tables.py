@@ -14,7 +14,7 @@ from sipp_bench.report.summaries import (
     check_summary,
     compare_with_magnitude,
     in_order,
-    layer_keeps,
+    latency_samples,
     time_summary,
     vacuous_shares,
 )
@@ -90,7 +90,7 @@ def _accuracy_or_loss(target: Target, what: str, text: Callable[["pd.Series[Any]
     summary = accuracy_summary(target.cells)
     dense = target.cells.drop_duplicates("seed")[f"dense_{what}"]
     dense_text = text(pd.Series({f"{what}_mean": dense.mean(), f"{what}_sd": dense.std(), "seeds": len(dense)}))
-    table = _by_keep(
+    table = by_keep(
         summary,
         text,
         caption=f"{title} by requested keep, {target.label}; mean ± sample standard deviation over seeds. "
@@ -106,7 +106,7 @@ def _accuracy_or_loss(target: Target, what: str, text: Callable[["pd.Series[Any]
 
 def compute_table(target: Target) -> Table:
     """Compression ratio and multiply-add reduction by method and keep."""
-    return _by_keep(
+    return by_keep(
         accuracy_summary(target.cells),
         lambda row: (
             f"{number(row['compression_mean'], '{:.3g}×')} / {number(row['multiply_add_reduction_mean'], '{:.3g}×')}"
@@ -120,7 +120,7 @@ def vacuity_table(target: Target) -> Table:
     summary = vacuous_shares(target.checks)
     several = summary.groupby("method")["claim"].nunique().max() > 1
     names = summary["method"] + (" (" + summary["claim"] + ")" if several else "")
-    return _by_keep(
+    return by_keep(
         summary.assign(method=names),
         lambda row: percent(row["vacuous_share"]),
         caption="Share of blocks whose bound on S is vacuous (ε ≥ 1), in %, by requested keep, "
@@ -128,7 +128,7 @@ def vacuity_table(target: Target) -> Table:
     )
 
 
-def _by_keep(summary: pd.DataFrame, text: Callable[["pd.Series[Any]"], str], caption: str) -> Table:
+def by_keep(summary: pd.DataFrame, text: Callable[["pd.Series[Any]"], str], caption: str) -> Table:
     keeps = sorted(summary["keep"].unique(), reverse=True)
     texts = {(str(row["method"]), row["keep"]): text(row) for _, row in summary.iterrows()}
     methods = [str(method) for method in summary["method"].unique()]
@@ -154,29 +154,6 @@ def best_table(target: Target) -> Table:
         ["Keep", "Best method", "Best SiPP variant", "Best magnitude variant", "SiPP − magnitude", "SiPP ahead"],
         rows,
         text=(0, 1, 2, 3),
-    )
-
-
-def layer_table(target: Target) -> Table:
-    """Requested and achieved keep by method, layer and requested keep of the network."""
-    shares = in_order(layer_keeps(target.layers))
-    keeps = sorted(shares["keep"].unique(), reverse=True)
-    rows = []
-    for (method, layer), group in shares.groupby(["method", "layer"], sort=False):
-        by_keep = group.set_index("keep")
-        texts = [
-            f"{percent(by_keep.at[keep, 'requested_keep'])} / {percent(by_keep.at[keep, 'achieved_keep'])}"
-            if keep in by_keep.index
-            else NOTHING
-            for keep in keeps
-        ]
-        rows.append([str(method), str(layer), f"{group['weights'].iloc[0]:,}", *texts])
-    return Table(
-        "Requested / achieved keep of each layer, in % of its weights, by requested keep of the network, "
-        f"{target.label}; means over seeds.",
-        ["Method", "Layer", "Weights", *map(share, keeps)],
-        rows,
-        text=(0, 1),
     )
 
 
@@ -226,6 +203,26 @@ def time_table(target: Target) -> Table:
         "Wall time of fitting (once per network, method and seed) and of pruning (once per keep ratio), "
         f"{target.label}: median, lower and upper quartile, number of samples.",
         ["Method", "Fit, median", "quartiles", "n", "Prune, median", "quartiles", "n"],
+        rows,
+    )
+
+
+def latency_table(target: Target) -> Table | None:
+    """Forward passes timed in pairs, dense and pruned, by method and keep; None where none were timed."""
+    samples = latency_samples(target.timings)
+    if samples.empty:
+        return None
+    rows = []
+    for (method, keep), group in in_order(samples, "keep").groupby(["method", "keep"], sort=False):
+        found = [str(method), share(float(str(keep)))]
+        for network in ("dense", "pruned"):
+            low, middle, high = group[network].quantile([0.25, 0.5, 0.75])
+            found += [seconds(middle), f"{seconds(low)} – {seconds(high)}"]
+        rows.append([*found, number((group["pruned"] / group["dense"]).median(), "{:.3f}"), str(len(group))])
+    return Table(
+        f"Forward passes of one batch, timed in pairs, {target.label}: median and quartiles over all pairs and seeds, "
+        "and the median of pruned / dense within a pair. Masked networks run on dense kernels: 1 is what to expect.",
+        ["Method", "Keep", "Dense, median", "quartiles", "Pruned, median", "quartiles", "Pruned / dense", "Pairs"],
         rows,
     )
 

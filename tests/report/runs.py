@@ -38,10 +38,16 @@ class MadeUpRun:
     layers: pd.DataFrame
     checks: pd.DataFrame
     timings: pd.DataFrame
+    skipped: pd.DataFrame
     arrays: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+
+    classes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def blocks(self, cell_id: str) -> Mapping[str, Mapping[str, Any]]:
         return self.arrays.get(cell_id, {})
+
+    def predictions(self, cell_id: str) -> Mapping[str, Any]:
+        return self.classes.get(cell_id, {})
 
 
 def made_up_run(
@@ -76,6 +82,7 @@ def made_up_run(
         layers=pd.DataFrame(layers),
         checks=pd.DataFrame(checks, columns=None if checks else columns),
         timings=pd.DataFrame(timings).assign(evaluate_seconds=0.1, check_seconds=0.2),
+        skipped=pd.DataFrame(columns=["id", "network", "data", "seed", "method", "keep", "layer", "reason"]),
         arrays=arrays,
     )
 
@@ -152,6 +159,39 @@ def _checks(claim: str, blocks: Mapping[str, Mapping[str, Any]]) -> list[dict[st
     return rows
 
 
+def predict(run: MadeUpRun, labels: Any, classes: int = 10) -> None:
+    """Give every cell predictions and the measures that follow from them: at smaller keeps more of them flip."""
+    random = np.random.default_rng(3)
+    dense = np.where(random.random(len(labels)) < 0.05, (labels + 1) % classes, labels)
+    columns: dict[str, list[Any]] = {}
+    for cell in run.cells.to_dict("records"):
+        flipped = random.random(len(labels)) < 0.3 * (1 - cell["keep"])
+        pruned = np.where(flipped, random.integers(classes, size=len(labels)), dense)
+        run.classes[cell["id"]] = {"labels": labels, "dense": dense, "pruned": pruned}
+        right = pruned == labels
+        by_class = [float(right[labels == label].mean()) for label in range(classes)]
+        found = {
+            "accuracy": right.mean(), "dense_accuracy": (dense == labels).mean(), "agreement": (dense == pruned).mean(),
+            "flips": float((dense != pruned).sum()), "class_accuracies": by_class,
+            "worst_class_accuracy": min(by_class), "worst_class": float(np.argmin(by_class)),
+            "class_loss_changes": [1 - share for share in by_class], "calibration_error": 0.05,
+        }  # fmt: skip
+        for name, value in found.items():
+            columns.setdefault(name, []).append(value)
+    run.cells = run.cells.assign(**columns)
+
+
+def retrain(run: MadeUpRun) -> None:
+    """Turn the run into one of a protocol that retrains: what was final is now before retraining."""
+    run.cells = run.cells.assign(
+        pruned_accuracy=run.cells["accuracy"], pruned_loss=run.cells["loss"], accuracy=0.9, control_accuracy=0.8
+    )
+    run.classes = {
+        cell: found | {"retrained": np.where(found["pruned"] != found["dense"], found["labels"], found["dense"])}
+        for cell, found in run.classes.items()
+    }
+
+
 def store(run: MadeUpRun, path: Path) -> Path:
     """Write the run as a run folder, by the runner's own means."""
     with Store(path, run.meta | {"seeds": [0, 1, 2]}) as opened:
@@ -163,7 +203,7 @@ def store(run: MadeUpRun, path: Path) -> Path:
             timing = {key: value for key, value in rows.pop("timings")[0].items() if key != "id"}
             key = Cell(cell["network"], cell["data"], cell["seed"], cell["method"], cell["keep"])
             assert key.id == cell["id"]
-            opened.write_cell(key, cell | rows, timing, run.arrays.get(cell["id"]))
+            opened.write_cell(key, cell | rows, timing, run.arrays.get(cell["id"]), run.classes.get(cell["id"]))
     return path
 
 

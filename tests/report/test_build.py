@@ -1,9 +1,10 @@
-"""The report's folder as a reader gets it: the page, its figures, its data, its Markdown."""
+"""The report's folder as a reader gets it: the pages, their figures, their data, the Markdown."""
 
-import base64
 import json
 import re
+import xml.etree.ElementTree
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,18 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from report.runs import MadeUpRun, fail, made_up_run, store
+from report.runs import MadeUpRun, fail, made_up_run, retrain, store
 
 from sipp_bench.errors import SippBenchError, StoreError
 from sipp_bench.report.build import build_report, write_report
+from sipp_bench.report.render import PAGES
+from sipp_bench.report.theory_run import read_theory
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
 class Page(HTMLParser):
-    """Collects what the tests ask about, and refuses tags that are not closed in order."""
+    """Collects what the tests ask about, and refuses tags that are not closed in order. Of index.html: all pages."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(convert_charrefs=True)
@@ -29,9 +32,11 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
         self.rows: list[list[str]] = []
-        self.feed(path.read_text(encoding="utf-8"))
-        self.close()
-        assert self.open == []
+        for each in [path.parent / file for file in PAGES] if path.name == "index.html" else [path]:
+            self.feed(each.read_text(encoding="utf-8"))
+            self.close()
+            assert self.open == []
+            self.reset()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -70,7 +75,14 @@ def page(built: tuple[MadeUpRun, Path]) -> Page:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures without contents, for the tests that are about words: drawing takes the time."""
-    monkeypatch.setattr(Figure, "savefig", lambda _, file, **__: Image.new("RGB", (9, 9)).save(file, "PNG"))
+
+    def save(_: Figure, file: BytesIO, **options: Any) -> None:
+        if options["format"] == "svg":
+            file.write(b'<svg xmlns="http://www.w3.org/2000/svg"/>')
+        else:
+            Image.new("RGB", (9, 9)).save(file, "PNG")
+
+    monkeypatch.setattr(Figure, "savefig", save)
 
 
 def small(**changes: Any) -> MadeUpRun:
@@ -78,18 +90,27 @@ def small(**changes: Any) -> MadeUpRun:
     return made_up_run(**({"methods": {"sipp-det": "sipp-det", "magnitude": "magnitude"}, "keeps": (0.2,)} | changes))
 
 
-def test_page_asks_for_nothing_from_elsewhere(page: Page) -> None:
-    sources = page.attributes("src")
-    assert len(sources) >= 5
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert all(link.startswith("#") for link in page.attributes("href"))
+def test_pages_ask_for_nothing_that_is_not_in_the_folder(built: tuple[MadeUpRun, Path], page: Page) -> None:
+    folder = built[1]
+    identifiers = {file: Page(folder / file).attributes("id") for file in PAGES if file != "index.html"}
+    links = {*page.attributes("src"), *page.attributes("href")} - {"data:,"}
+    assert len(links) > 20
+    for link in links:
+        file, _, section = link.partition("#")
+        assert not file or (folder / file).is_file(), link
+        assert not section or not file or section in identifiers[file], link
     assert "url(" not in "".join(page.attributes("style"))
+    assert "url(" not in (folder / "style.css").read_text()
 
 
-def test_links_lead_to_sections_and_figures_have_alternatives(page: Page) -> None:
+@pytest.mark.parametrize("file", [file for file in PAGES if file != "index.html"])
+def test_every_page_leads_to_every_other(built: tuple[MadeUpRun, Path], file: str) -> None:
+    page = Page(built[1] / file)
     identifiers = page.attributes("id")
     assert len(identifiers) == len(set(identifiers))
-    assert {link.removeprefix("#") for link in page.attributes("href")} <= set(identifiers)
+    assert page.attributes("href")[3 : 3 + len(PAGES)] == list(PAGES)
+    assert page.attributes("aria-current") == ["page"]
+    assert page.attributes("href").count("#main") == 1
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert all(len(attributes["alt"] or "") > 20 for attributes in images)
 
@@ -106,11 +127,15 @@ def test_accuracy_table_is_the_mean_and_spread_of_the_cells(built: tuple[MadeUpR
             assert text == f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
 
 
-def test_figures_are_files_and_the_same_bytes_as_in_the_page(built: tuple[MadeUpRun, Path], page: Page) -> None:
+def test_figures_are_vectors_and_pixels_and_all_are_shown(built: tuple[MadeUpRun, Path], page: Page) -> None:
     files = sorted((built[1] / "figures").glob("*.png"))
-    embedded = {base64.b64decode(source.partition(",")[2]) for source in page.attributes("src")}
-    assert {file.read_bytes() for file in files} == embedded
+    shown = [source for source in page.attributes("src") if source.startswith("figures/")]
+    assert sorted(shown) == [f"figures/{file.stem}.svg" for file in files]
     for file in files:
+        vectors = file.with_suffix(".svg")
+        assert len(list(xml.etree.ElementTree.parse(vectors).iter())) > 50
+        assert "<dc:date>" not in vectors.read_text()
+        assert vectors.stat().st_size < 500_000
         pixels = np.asarray(Image.open(file).convert("L"))
         assert pixels.shape[0] > 300
         assert pixels.shape[1] > 500
@@ -142,7 +167,9 @@ def test_names_are_text_everywhere(tmp_path: Path) -> None:
     run.meta["machine"]["cpu"] = hostile
     index = write_report({hostile: run}, tmp_path)
     page = Page(index)
-    assert "script" not in {tag for tag, _ in page.tags}
+    scripts = [attributes["src"] or "" for tag, attributes in page.tags if tag == "script"]
+    assert scripts == [f"explorer/{name}.js" for name in ("plotly.min", "data", "explorer")]
+    assert "<" not in (tmp_path / "explorer" / "data.js").read_text()
     assert page.text.count(hostile) > 5
     markdown = (tmp_path / "report.md").read_text()
     outside_code = "\n".join(line for line in markdown.splitlines() if not line.startswith("    "))
@@ -196,7 +223,7 @@ def test_one_seed_says_so(tmp_path: Path) -> None:
 def test_run_without_checks(tmp_path: Path) -> None:
     page = Page(write_report({"run": small(checked=False)}, tmp_path))
     assert page.text.count("No bounds were checked in this run.") == 2
-    assert not list((tmp_path / "figures").glob("*bounds*"))
+    assert not list((tmp_path / "figures").glob("*[a-z0-9]-digits-bounds*"))
     assert len(pd.read_csv(tmp_path / "data" / "checks.csv")) == 0
 
 
@@ -266,3 +293,72 @@ def test_unwritable_output_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreError, match="Cannot write"):
         write_report({"run": small()}, tmp_path / "file")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_layers_that_stayed_dense_are_listed_with_the_reason(tmp_path: Path) -> None:
+    run = small()
+    keys = {name: run.cells[name].iloc[0] for name in ("id", "network", "data", "seed", "method", "keep")}
+    run.skipped = pd.DataFrame([keys | {"layer": "attention.weight", "reason": "its calls are not seen"}])
+    page = Page(write_report({"run": run}, tmp_path))
+    assert ["run", "lenet-5", "attention.weight", "its calls are not seen", "1"] in page.rows
+    assert len(pd.read_csv(tmp_path / "data" / "skipped.csv")) == 1
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_measures_of_other_versions_are_shown_under_their_names(tmp_path: Path) -> None:
+    run = small()
+    run.cells = run.cells.assign(mean_corruption_error=np.linspace(0.1, 0.6, len(run.cells)), some_text="x")
+    page = Page(write_report({"run": run}, tmp_path))
+    assert "mean corruption error by requested keep" in page.text
+    values = run.cells[run.cells["method"] == "magnitude"]["mean_corruption_error"]
+    assert ["magnitude", f"{values.mean():.3g} ± {values.std():.3g}"] in page.rows
+    assert "some text" not in page.text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_retraining_is_shown_before_and_after(tmp_path: Path) -> None:
+    run = small()
+    before = run.cells[run.cells["method"] == "magnitude"]["accuracy"]
+    retrain(run)
+    page = Page(write_report({"run": run}, tmp_path))
+    assert "Before retraining: test accuracy (%)" in page.text
+    assert ["magnitude", f"{100 * before.mean():.1f} ± {100 * before.std():.1f}"] in page.rows
+    assert ["magnitude", "80.0 ± 0.0"] in page.rows, "the control"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_theory_run_is_included(tmp_path: Path) -> None:
+    theory = Path(__file__).parents[2] / "reports" / "theory"
+    without = Page(write_report({"run": small()}, tmp_path / "without"))
+    assert "python -m theory_checks -o theory" in without.text
+    page = Page(write_report({"run": small()}, tmp_path / "with", read_theory(theory)))
+    findings = pd.read_csv(theory / "data" / "findings.csv")
+    for finding in findings.itertuples():
+        assert [finding.claim, finding.verdict] in [[row[0], row[2]] for row in page.rows if len(row) == 10]
+    assert "Decomposition of the sampling bound" in page.text
+    assert (tmp_path / "with" / "figures" / "theory-power.png").read_bytes() == (
+        theory / "figures" / "power.png"
+    ).read_bytes()
+    assert (tmp_path / "with" / "data" / "theory-matrix.csv").is_file()
+
+
+def test_what_is_no_theory_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="is not the folder of a theory run"):
+        read_theory(tmp_path)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_latencies_are_medians_of_all_pairs(tmp_path: Path) -> None:
+    run = small()
+    pairs = [[0.001 * (index + 1), 0.002] for index in range(len(run.timings))]
+    run.timings = run.timings.assign(latency_dense_seconds=pairs, latency_pruned_seconds=[[0.004, 0.004]] * len(pairs))
+    run.cells = run.cells.assign(corruption_errors=[{"fog": [0.1, 0.2]}] * len(run.cells))
+    page = Page(write_report({"run": run}, tmp_path))
+    own = [pair for cell, pair in zip(run.timings["id"], pairs, strict=True) if "--magnitude--" in cell]
+    dense = np.array(own).ravel()
+    row = next(row for row in page.rows if len(row) == 8 and row[0] == "magnitude" and row[1] == "20%")
+    assert row[2] == f"{1000 * np.median(dense):.3g} ms"
+    assert row[4] == "4 ms"
+    assert row[6:] == [f"{np.median(0.004 / dense):.3f}", "6"]
+    assert json.loads(pd.read_csv(tmp_path / "data" / "cells.csv")["corruption_errors"][0]) == {"fog": [0.1, 0.2]}

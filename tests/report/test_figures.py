@@ -71,7 +71,7 @@ def panels(monkeypatch: pytest.MonkeyPatch) -> dict[str, Axes]:
         return b""
 
     for module in (figures, bound_figure):
-        monkeypatch.setattr(module, "png", remember)
+        monkeypatch.setattr(module, "drawn", remember)
     return seen
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from report.runs import MadeUpRun, made_up_run
 
-from sipp_bench.report import prose, summaries, tables
+from sipp_bench.report import layers, prose, summaries, tables
 from sipp_bench.report.collect import Target, collect
 
 
@@ -118,7 +118,7 @@ def test_rate_of_excess_stands_beside_delta_only_for_methods_that_draw(run: Made
 
 
 def test_layer_table_has_requested_and_achieved(run: MadeUpRun) -> None:
-    table = tables.layer_table(target_of(run))
+    table = layers.layer_table(target_of(run))
     rows = run.layers[(run.layers["method"] == "magnitude") & (run.layers["layer"] == "fc1.weight")]
     rows = rows[rows["keep"] == 0.05]
     requested, kept = (100 * (rows[name] / rows["weights"]).mean() for name in ("requested", "kept"))
@@ -128,9 +128,9 @@ def test_layer_table_has_requested_and_achieved(run: MadeUpRun) -> None:
 
 
 def test_keep_of_a_layer_is_the_one_asked_of_its_network(run: MadeUpRun) -> None:
-    expected = tables.layer_table(target_of(run))
+    expected = layers.layer_table(target_of(run))
     run.layers["keep"] = run.layers["kept"] / run.layers["weights"]
-    assert tables.layer_table(target_of(run)) == expected
+    assert layers.layer_table(target_of(run)) == expected
 
 
 def test_a_fit_shared_by_keep_ratios_is_one_sample(run: MadeUpRun) -> None:

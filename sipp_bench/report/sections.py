@@ -1,0 +1,97 @@
+"""What the pages show of one network on one data set: its figures and tables, each made once."""
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+
+from sipp_bench.report import beyond, figures, layers, tables
+from sipp_bench.report.bound_figure import bound_picture
+from sipp_bench.report.collect import Collected, Target
+from sipp_bench.report.figures import Picture
+from sipp_bench.report.tables import Table
+from sipp_bench.report.thumbnails import class_names
+
+
+@dataclass(frozen=True)
+class Section:
+    """Figures and tables of one target; None or empty where the run has nothing to show."""
+
+    label: str
+    architecture: Table
+    best: Table
+    accuracy: Picture
+    difference: Picture | None
+    accuracy_table: Table
+    loss_table: Table
+    measures: Picture | None
+    measure_tables: list[Table]
+    classes: Picture | None
+    classes_table: Table | None
+    retraining: Picture | None
+    retraining_tables: list[Table]
+    layers: Picture
+    layer_table: Table
+    layer_bounds: Picture | None
+    layer_bounds_table: Table | None
+    compute: Picture | None
+    compute_table: Table
+    time: Picture
+    time_table: Table
+    latency_table: Table | None
+    bounds: Picture | None
+    vacuity_table: Table | None
+    check_table: Table | None
+
+    def pictures(self) -> list[Picture]:
+        values = (getattr(self, entry.name) for entry in dataclasses.fields(self))
+        return [value for value in values if isinstance(value, Picture)]
+
+
+def section_of(report: Collected, target: Target, position: int) -> Section:
+    """Draw and format everything about one target; `position` makes the names of its figures unique."""
+
+    def name(kind: str) -> str:
+        return f"{position:02}-{_slug(target.network)}-{_slug(target.data)}-{kind}"
+
+    checked = not target.checks.empty
+    lists = [json.loads(text) for text in target.cells["class_accuracies"].dropna()] if _has_classes(target) else []
+    classes = class_names(target.data, max(map(len, lists), default=0))
+    return Section(
+        label=target.label,
+        architecture=layers.architecture_table(target),
+        best=tables.best_table(target),
+        accuracy=figures.accuracy_picture(target, name("accuracy")),
+        difference=figures.difference_picture(target, name("difference")),
+        accuracy_table=tables.accuracy_table(target),
+        loss_table=tables.loss_table(target),
+        measures=beyond.measures_picture(target, name("measures")),
+        measure_tables=[
+            beyond.measure_table(target, column, measure)
+            for column, measure in beyond.measures_of(target.cells).items()
+        ],
+        classes=beyond.classes_picture(target, name("classes"), classes),
+        classes_table=beyond.classes_table(target, classes),
+        retraining=beyond.retraining_picture(target, name("retraining")),
+        retraining_tables=beyond.retraining_tables(target),
+        layers=layers.layers_picture(target, name("layers")),
+        layer_table=layers.layer_table(target),
+        layer_bounds=layers.layer_bounds_picture(target, name("layer-bounds")),
+        layer_bounds_table=layers.layer_bounds_table(target),
+        compute=figures.compute_picture(target, name("multiply-adds")),
+        compute_table=tables.compute_table(target),
+        time=figures.time_picture(target, name("time")),
+        time_table=tables.time_table(target),
+        latency_table=tables.latency_table(target),
+        bounds=bound_picture(target, report.runs[target.run], name("bounds")) if checked else None,
+        vacuity_table=tables.vacuity_table(target) if checked else None,
+        check_table=tables.check_table(target) if checked else None,
+    )
+
+
+def _has_classes(target: Target) -> bool:
+    return "class_accuracies" in target.cells
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()[:40]

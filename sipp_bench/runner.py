@@ -263,6 +263,7 @@ class _Runner:
             **around,
             "dense_accuracy": subject.dense["accuracy"],
             "dense_loss": subject.dense["loss"],
+            "dense_validation_accuracy": subject.dense["validation_accuracy"],
             "weights": pruned.weights,
             "requested": pruned.requested,
             "kept": pruned.kept,

@@ -45,7 +45,7 @@ _CELLS = (
     _KEYS
     | {"method_name": "str", "status": "str", "error": "object"}
     | dict.fromkeys(("accuracy", "loss", "dense_accuracy", "dense_loss"), "float64")
-    | dict.fromkeys(("validation_accuracy", "validation_loss"), "float64")
+    | dict.fromkeys(("validation_accuracy", "validation_loss", "dense_validation_accuracy"), "float64")
     # Whole numbers, but missing from failed cells, which a column of integers can't say.
     | dict.fromkeys(("weights", "requested", "kept", "achieved_keep"), "float64")
     | dict.fromkeys(("multiply_adds", "dense_multiply_adds", "num_points", "delta"), "float64")

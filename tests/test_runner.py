@@ -352,7 +352,8 @@ def test_cells_without_retraining_add_nothing_but_measures_to_the_first_version(
     measures = {
         *("top5_accuracy", "dense_top5_accuracy", "agreement", "flips", "class_accuracies", "class_loss_changes"),
         *("worst_class", "worst_class_accuracy", "loss_gap", "calibration_error", "dense_calibration_error"),
-        *("compression_ratio", "theoretical_speedup", "predictions"),
+        *("compression_ratio", "theoretical_speedup", "file_bytes_dense", "file_bytes_csr", "file_bytes_bitmap"),
+        *("predictions", "dense_validation_accuracy"),
     }
     assert set(cell) - measures == {
         *("format", "id", "network", "data", "seed", "method", "keep", "blocks", "status", "error", "method_name"),

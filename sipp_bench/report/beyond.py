@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
+from sipp_bench.measures.potential import prune_potential
 from sipp_bench.report.collect import METHOD, TARGET, Target
 from sipp_bench.report.figures import COMPRESSION, Picture, drawable, handle, spread_sentence
 from sipp_bench.report.style import INK, drawn, figure_style, log_ticks, method_styles, new_figure
 from sipp_bench.report.summaries import in_order
-from sipp_bench.report.tables import Table, by_keep, mean_and_spread, number, share
+from sipp_bench.report.tables import Table, by_keep, mean_and_spread, number, percent, share
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,6 @@ MEASURES = {
     "corrupted_accuracy": Measure("Accuracy on corrupted images (%)", 100, "{:.1f}"),
     "excess_error": Measure("Excess error on corrupted images (points)", 100, "{:.1f}"),
     "split_percentile": Measure("Percentile among random splits", 1, "{:.0f}"),
-    "twin_accuracy": Measure("A second dense network: accuracy (%)", 100, "{:.1f}"),
-    "twin_agreement": Measure("A second dense network: agreement (%)", 100, "{:.1f}"),
     "file_bytes_dense": Measure("File size, dense (bytes)", 1, "{:,.0f}"),
     "file_bytes_csr": Measure("File size, CSR (bytes)", 1, "{:,.0f}"),
     "file_bytes_bitmap": Measure("File size, bitmap (bytes)", 1, "{:,.0f}"),
@@ -51,7 +50,11 @@ ELSEWHERE = {
     *("seed", "keep", "accuracy", "loss", "validation_accuracy", "validation_loss", "weights", "requested", "kept"),
     *("achieved_keep", "multiply_adds", "num_points", "delta", "worst_class", "compression", "multiply_add_reduction"),
     *("pruned_accuracy", "pruned_loss", "control_accuracy", "control_loss"),
+    # The same for all cells of a network: said with the agreement.
+    *("twin_accuracy", "twin_agreement"),
 }
+MARGIN = 0.005
+"""The drop of validation accuracy that a prune potential allows: half a point, as in "Lost in Pruning"."""
 CLASSES_SHOWN = 24
 """A map of more classes has unreadable columns: those that changed most are shown."""
 
@@ -93,11 +96,43 @@ def measure_table(target: Target, column: str, measure: Measure) -> Table:
     if dense in target.cells and target.cells[dense].notna().any():
         value = target.cells.drop_duplicates("seed")[dense].mean()
         of_dense = f" The dense network: {number(measure.scale * value, measure.pattern)}."
+    if column == "agreement" and "twin_agreement" in target.cells and target.cells["twin_agreement"].notna().any():
+        twin = target.cells.drop_duplicates("seed")["twin_agreement"].mean()
+        of_dense += (
+            f" The control: a second dense network, trained with another seed, agrees on {percent(twin)} %; "
+            "agreement above that says that pruning changed less than training again does."
+        )
     return by_keep(
         summary,
         lambda row: mean_and_spread(row["mean"], row["sd"], row["seeds"], measure.pattern, measure.scale),
         caption=f"{measure.title} by requested keep, {target.label}; mean ± sample standard deviation over seeds."
         + of_dense,
+    )
+
+
+def potential_table(target: Target) -> Table | None:
+    """The prune potential of each method at `MARGIN`, by seed; None where the dense validation accuracy is missing."""
+    cells = target.cells
+    if "dense_validation_accuracy" not in cells or cells["dense_validation_accuracy"].isna().all():
+        return None
+    cells = in_order(cells[cells["dense_validation_accuracy"].notna()])
+    rows = []
+    for method, of_method in cells.groupby("method", sort=False):
+        found = []
+        for _, of_seed in of_method.groupby("seed"):
+            curve = zip(of_seed["keep"], 1 - of_seed["validation_accuracy"], strict=True)
+            dense = 1 - float(of_seed["dense_validation_accuracy"].iloc[0])
+            found.append(prune_potential(curve, dense, MARGIN))
+        firsts = ", ".join("none" if each.first_failure is None else percent(each.first_failure) for each in found)
+        lasts = ", ".join("none" if each.last_pass is None else percent(each.last_pass) for each in found)
+        rows.append([str(method), firsts, lasts])
+    return Table(
+        f"Prune potential, {target.label}: the largest share of weights removed (%) with a validation accuracy at "
+        f"most {percent(MARGIN)} points below the dense network's, seed by seed. First failure: up to where no smaller "
+        f"share fails; last pass: the largest that passes. The suite has {cells['keep'].nunique()} keep ratios.",
+        ["Method", "First failure", "Last pass"],
+        rows,
+        text=(0, 1, 2),
     )
 
 

@@ -26,6 +26,7 @@ class Section:
     loss_table: Table
     measures: Picture | None
     measure_tables: list[Table]
+    potential: Table | None
     classes: Picture | None
     classes_table: Table | None
     retraining: Picture | None
@@ -70,6 +71,7 @@ def section_of(report: Collected, target: Target, position: int) -> Section:
             beyond.measure_table(target, column, measure)
             for column, measure in beyond.measures_of(target.cells).items()
         ],
+        potential=beyond.potential_table(target),
         classes=beyond.classes_picture(target, name("classes"), classes),
         classes_table=beyond.classes_table(target, classes),
         retraining=beyond.retraining_picture(target, name("retraining")),

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from report.runs import MadeUpRun, made_up_run
 
-from sipp_bench.report import layers, prose, summaries, tables
+from sipp_bench.report import beyond, layers, prose, summaries, tables
 from sipp_bench.report.collect import Target, collect
 
 
@@ -39,6 +39,22 @@ def test_methods_are_chosen_on_validation_and_read_on_test(run: MadeUpRun) -> No
     assert row["difference"] == pytest.approx(-0.05)
     assert row["difference_sd"] == pytest.approx(0.1)
     assert (row["ahead"], row["behind"], row["pairs"]) == (1, 2, 3)
+
+
+def test_the_prune_potential_is_that_of_validation_and_none_where_it_cannot_be_told(run: MadeUpRun) -> None:
+    assert beyond.potential_table(target_of(run)) is None, "runs of before have no dense validation accuracy"
+    run.cells["dense_validation_accuracy"] = 0.9
+    for method in run.cells["method"].unique():
+        for keep, validation in ((0.5, 0.8), (0.2, 0.896), (0.05, 0.894)):
+            set_accuracy(run, method, keep, [0.9] * 3, validation)
+    set_accuracy(run, "random", 0.2, [0.9] * 3, 0.8)
+    set_accuracy(run, "magnitude", 0.5, [0.1] * 3, 0.95)
+    table = beyond.potential_table(target_of(run))
+    assert table is not None
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["sipp-det"] == ["none, none, none", "80.0, 80.0, 80.0"], "50 % fails, 80 % passes, 95 % does not"
+    assert rows["magnitude"] == ["80.0, 80.0, 80.0"] * 2
+    assert rows["random"] == ["none, none, none"] * 2
 
 
 def test_where_sipp_loses_is_said_plainly(run: MadeUpRun) -> None:

@@ -17,7 +17,7 @@ from sipp_bench.tracing import Call, tracing
 _CHUNK = 1 << 19
 
 
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 512) -> dict[str, float]:
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 128) -> dict[str, float]:
     """`accuracy`: fraction of points whose largest logit is the label's; `loss`: mean cross-entropy in nats.
 
     In eval mode; both are summed in float64 over batches in order, so that one batch size gives one result.

@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from torch import nn
@@ -28,7 +28,9 @@ from sipp_bench.zoo.recipes import Recipe
 @dataclass(frozen=True)
 class Task:
     """One cell's work. fitted: the method on the trained network; fit: the same on another network; early: the
-    network after so many epochs of its training, 0 for its initial weights."""
+    network after so many epochs of its training, 0 for its initial weights. keeps: the suite's keep ratios. reached:
+    what a cascade over them left for the next cell of the method, by the ratios that it went through: a cell that
+    finds nothing there goes through them itself, to the same bits."""
 
     fitted: Fitted
     fit: Callable[[nn.Module], Fitted]
@@ -37,6 +39,8 @@ class Task:
     recipe: Recipe | None
     keep: float
     seed: int
+    keeps: tuple[float, ...] = ()
+    reached: dict[tuple[float, ...], Pruned] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,37 +124,48 @@ class Retrain(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Cascade(Retrain):
-    """Prune and retrain in `steps` steps, keep ratios keep^(1/steps), keep^(2/steps), ..., keep (Renda et al. 2020).
+    """Prune and retrain in steps, the method looking at the points anew before each, through the network as it is then.
 
-    The method looks at the points anew before each step, through the network as it is then.
+    steps: a number, for the keep ratios keep^(1/steps), keep^(2/steps), ..., keep (Renda et al. 2020); or "suite", for
+    the keep ratios of the suite from the largest down to the cell's own, so that one chain passes through all cells
+    of a method: the iterative pruning of Han et al. 2015, each step retrained once.
     """
 
     name: ClassVar[str] = "cascade"
-    steps: int = 3
+    steps: int | Literal["suite"] = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_count("steps", self.steps)
+        if isinstance(self.steps, str) and self.steps != "suite":
+            raise OptionError(f'steps is a whole number of at least 1, or "suite", not {self.steps!r}.')
+        if not isinstance(self.steps, str):
+            _require_count("steps", self.steps)
 
     def epochs(self, recipe: Recipe) -> int:
-        return self.steps * super().epochs(recipe)
+        return (1 if isinstance(self.steps, str) else self.steps) * super().epochs(recipe)
 
-    def keeps(self, keep: float) -> list[float]:
-        """The keep ratios of the steps, the last one `keep` itself."""
+    def path(self, keep: float, suite: tuple[float, ...] = ()) -> list[float]:
+        """The keep ratios of the steps, falling, the last one `keep` itself."""
+        if isinstance(self.steps, str):
+            return sorted({keep, *(other for other in suite if other > keep)}, reverse=True)
         return [keep ** (step / self.steps) for step in range(1, self.steps)] + [keep]
 
     def run(self, task: Task) -> Outcome:
         """The last step's network as pruned, and after its retraining."""
-        fitted, before, outcome = task.fitted, None, None
-        for keep in self.keeps(task.keep):
-            if outcome is not None and outcome.retrained is not None:
-                before = outcome.retrained
-                fitted = task.fit(before.model)
+        path = tuple(self.path(task.keep, task.keeps))
+        done = max((before for before in task.reached if path[: len(before)] == before != path), key=len, default=())
+        before, outcome = task.reached.get(done), None
+        for keep in path[len(done) :]:
+            fitted = task.fitted if before is None else task.fit(before.model)
             pruned = fitted.prune(keep, task.seed)
             if before is not None:
                 require_nested(pruned, before)
-            outcome = Outcome(fitted.model, pruned, retrained(pruned, task, self.recipe(_recipe(task))))
-        assert outcome is not None  # there is at least one step
+            before = retrained(pruned, task, self.recipe(_recipe(task)))
+            outcome = Outcome(fitted.model, pruned, before)
+        assert outcome is not None  # the path ends with a step that was not reached before
+        assert before is not None
+        task.reached.clear()
+        task.reached[path] = before
         return outcome
 
 

@@ -101,14 +101,16 @@ class _Runner:
                 self._run_method(subject, list(group))
 
     def _run_method(self, subject: _Subject, cells: list[Cell]) -> None:
-        """Fit once, then run `cells`, which differ in their keep ratio only."""
+        """Fit once, then run `cells`, which differ in their keep ratio only, from the largest down as cascades go."""
         method = self._method(cells[0])
+        reached: dict[tuple[float, ...], sb.Pruned] = {}
         with self._recording_failure(cells):
             self.bar.set_postfix_str(f"{cells[0].network}, seed {cells[0].seed}, {method.label}")
             fitted, fit_seconds = _timed(lambda: self._fit(subject, cells[0], subject.trained.model))
-            for cell in cells:
+            for cell in sorted(cells, key=lambda cell: -cell.keep):
                 with self._recording_failure([cell]), models.seeded(cell.seed):
-                    result, timing, blocks = self._measure(subject, fitted, cell)
+                    task = self._task(subject, fitted, cell, reached)
+                    result, timing, blocks = self._measure(subject, fitted, task)
                     result = {"status": "done", "error": None} | self._about(cell) | result
                     self.store.write_cell(cell, result, {"fit_seconds": fit_seconds} | timing, blocks)
                     self.bar.update()
@@ -141,7 +143,9 @@ class _Runner:
         with models.seeded(cell.seed):
             return sb.fit(model, points.images, method=method.name, labels=points.labels, **method.options)
 
-    def _task(self, subject: _Subject, fitted: sb.Fitted, cell: Cell) -> protocols.Task:
+    def _task(
+        self, subject: _Subject, fitted: sb.Fitted, cell: Cell, reached: dict[tuple[float, ...], sb.Pruned]
+    ) -> protocols.Task:
         return protocols.Task(
             fitted=fitted,
             fit=lambda model: self._fit(subject, cell, model),
@@ -150,15 +154,17 @@ class _Runner:
             recipe=self.suite.target_of(cell).training_recipe(),
             keep=cell.keep,
             seed=cell.seed,
+            keeps=self.suite.keep,
+            reached=reached,
         )
 
     def _measure(
-        self, subject: _Subject, fitted: sb.Fitted, cell: Cell
+        self, subject: _Subject, fitted: sb.Fitted, task: protocols.Task
     ) -> tuple[dict[str, Any], dict[str, float], Arrays]:
         """Prune to the cell's keep ratio and measure: the result, the times and the arrays by block."""
         model, example = subject.trained.model, subject.points.images[:1]
         protocol = self.suite.make_protocol()
-        outcome, seconds = _timed(lambda: protocol.run(self._task(subject, fitted, cell)))
+        outcome, seconds = _timed(lambda: protocol.run(task))
         pruned, final = outcome.pruned, outcome.retrained or outcome.pruned
         require_masks_held(final)
         (scores, logits), evaluate_seconds = _timed(lambda: _evaluate(final.model, subject.dataset))

@@ -133,8 +133,8 @@ def test_retraining_helps_and_repeats_bit_for_bit(make_task: Callable[..., Task]
 def test_a_cascade_is_geometric_and_nested(make_task: Callable[..., Task], monkeypatch: pytest.MonkeyPatch) -> None:
     cascade = make_protocol("cascade", retrain_epochs=1, steps=3)
     assert isinstance(cascade, protocols.Cascade)
-    assert cascade.keeps(0.008) == pytest.approx([0.2, 0.04, 0.008])
-    assert cascade.keeps(0.008)[-1] == 0.008
+    assert cascade.path(0.008) == pytest.approx([0.2, 0.04, 0.008])
+    assert cascade.path(0.008)[-1] == 0.008
     seen = []
     retrained = protocols.retrained
     monkeypatch.setattr(protocols, "retrained", lambda *a, **o: seen.append(retrained(*a, **o)) or seen[-1])
@@ -242,6 +242,27 @@ def test_cells_hold_what_was_before_and_after_retraining(name: str, tmp_path: Pa
     assert (finished.checks.query("on == 'S'")["exceeding"] == 0).all(), "the checks are of the network as pruned"
 
 
+@pytest.mark.usefixtures("short")
+def test_a_cascade_over_the_suite_is_one_chain_and_a_lost_cell_comes_back_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+    retrained = protocols.retrained
+    monkeypatch.setattr(protocols, "retrained", lambda *a, **o: trained.append(a[0].kept) or retrained(*a, **o))
+    monkeypatch.setitem(globals(), "SUITE", SUITE.replace("keep = [0.3]", "keep = [0.05, 0.5, 0.2]"))
+    options = {"retrain_epochs": 1, "steps": "suite"}
+    finished = measured("cascade", tmp_path / "cache", tmp_path / "run", method="sipp-hybrid", **options)
+    assert (finished.cells["status"] == "done").all(), finished.cells["error"].tolist()
+    assert len(trained) == 3, "each keep ratio is retrained once, all on one network"
+    assert trained == sorted(trained, reverse=True)
+    lost = tmp_path / "run" / "cells" / "lenet-300-100--digits--sipp-hybrid--s0--k0.2.json"
+    before = lost.read_bytes()
+    lost.unlink()
+    measured("cascade", tmp_path / "cache", tmp_path / "run", method="sipp-hybrid", **options)
+    assert lost.read_bytes() == before
+    assert len(trained) == 5, "the chain down to the lost cell again"
+
+
 def poisoned_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     """What retraining gives, with the test part as it is and with its labels in another order."""
     load, results = data.load, []
@@ -298,6 +319,7 @@ def test_points_that_are_test_data_end_the_cell(tmp_path: Path, monkeypatch: pyt
         ("retrain", "steps = 2", "no option 'steps'. Its options are: retrain_epochs, retrain_rate"),
         ("one-shot", "retrain_epochs = 2", "has no option 'retrain_epochs'. It has none"),
         ("cascade", "steps = true", "steps is a whole number"),
+        ("cascade", 'steps = "all"', 'or "suite", not'),
         ("rewind", "rewind_epoch = 30", "rewind_epoch is below the 30 epochs"),
         ("rewind", "rewind_epoch = 'two'", "whole number of at least 0"),
         ("lr-rewind", "retrain_epochs = 31", "at most the 30 of the training"),

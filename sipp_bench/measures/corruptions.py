@@ -71,7 +71,7 @@ def corruption_errors(
     names: Iterable[str] | None = None,
     severities: Iterable[int] = SEVERITIES,
     seed: int = 0,
-    batch_size: int = 512,
+    batch_size: int = 128,
 ) -> dict[tuple[str, int], float]:
     """The error, 1 - top-1 accuracy, of clean images (`CLEAN`) and of each corruption and severity.
 

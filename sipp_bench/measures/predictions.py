@@ -15,7 +15,7 @@ from sipp_bench.measures.modes import eval_mode
 from sipp_bench.points import call_model, model_device
 
 
-def predict(model: nn.Module, images: Tensor, batch_size: int = 512) -> Tensor:
+def predict(model: nn.Module, images: Tensor, batch_size: int = 128) -> Tensor:
     """The logits of `images` (n, ...), in eval mode, on the CPU: (n, classes)."""
     if len(images) == 0:
         raise PointsError("There are no images to predict: give at least one.")

@@ -6,6 +6,7 @@ The same content gives the same bytes.
 
 import functools
 import hashlib
+import io
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -75,17 +76,35 @@ def pack(blocks: Arrays) -> tuple[bytes, dict[str, Any]]:
 
 def unpack(path: Path, described: Mapping[str, Any]) -> dict[str, dict[str, NDArray[Any]]]:
     """The arrays in a file that `pack` made. Raises StoreError when it is missing or not as described."""
+    blocks: dict[str, dict[str, NDArray[Any]]] = {}
+    for key, array in safetensors.numpy.load(_read_as_described(path, described)).items():
+        weight, _, name = key.rpartition("/")
+        blocks.setdefault(weight, {})[name] = array
+    return blocks
+
+
+def pack_predictions(predicted: Mapping[str, NDArray[Any]]) -> tuple[bytes, dict[str, Any]]:
+    """Classes (points,) by name as the content of a compressed npz file, in the smallest dtype; its size and hash."""
+    small = {name: classes.astype(np.min_scalar_type(int(classes.max()))) for name, classes in predicted.items()}
+    content = io.BytesIO()
+    np.savez_compressed(content, **dict(sorted(small.items())))  # type: ignore[arg-type]  # its stub minds a flag
+    return content.getvalue(), {"bytes": content.tell(), "sha256": hashlib.sha256(content.getvalue()).hexdigest()}
+
+
+def unpack_predictions(path: Path, described: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """The classes in a file that `pack_predictions` made. Raises StoreError when it is missing or not as described."""
+    with np.load(io.BytesIO(_read_as_described(path, described)), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _read_as_described(path: Path, described: Mapping[str, Any]) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
         raise damaged(path) from error
     if hashlib.sha256(content).hexdigest() != described["sha256"]:
         raise damaged(path)
-    blocks: dict[str, dict[str, NDArray[Any]]] = {}
-    for key, array in safetensors.numpy.load(content).items():
-        weight, _, name = key.rpartition("/")
-        blocks.setdefault(weight, {})[name] = array
-    return blocks
+    return content
 
 
 @functools.singledispatch

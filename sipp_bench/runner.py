@@ -110,9 +110,9 @@ class _Runner:
             for cell in sorted(cells, key=lambda cell: -cell.keep):
                 with self._recording_failure([cell]), models.seeded(cell.seed):
                     task = self._task(subject, fitted, cell, reached)
-                    result, timing, blocks = self._measure(subject, fitted, task)
+                    result, timing, blocks, predicted = self._measure(subject, fitted, task)
                     result = {"status": "done", "error": None} | self._about(cell) | result
-                    self.store.write_cell(cell, result, {"fit_seconds": fit_seconds} | timing, blocks)
+                    self.store.write_cell(cell, result, {"fit_seconds": fit_seconds} | timing, blocks, predicted)
                     self.bar.update()
 
     def _prepare(self, cell: Cell) -> _Subject:
@@ -160,8 +160,8 @@ class _Runner:
 
     def _measure(
         self, subject: _Subject, fitted: sb.Fitted, task: protocols.Task
-    ) -> tuple[dict[str, Any], dict[str, float], Arrays]:
-        """Prune to the cell's keep ratio and measure: the result, the times and the arrays by block."""
+    ) -> tuple[dict[str, Any], dict[str, float], Arrays, dict[str, NDArray[Any]]]:
+        """Prune to the cell's keep ratio and measure: the result, the times, the arrays by block, what is predicted."""
         model, example = subject.trained.model, subject.points.images[:1]
         protocol = self.suite.make_protocol()
         outcome, seconds = _timed(lambda: protocol.run(task))
@@ -169,9 +169,12 @@ class _Runner:
         require_masks_held(final)
         (scores, logits), evaluate_seconds = _timed(lambda: _evaluate(final.model, subject.dataset))
         (rows, blocks), check_seconds = _timed(lambda: self._check(subject, outcome))
+        around, others = self._around(subject, outcome)
+        test = {"labels": subject.dataset.test.labels, "dense": subject.dense_logits.argmax(1)}
+        last = {"pruned" if outcome.retrained is None else "retrained": logits.argmax(1)}
         result = {
             **scores,
-            **self._around(subject, outcome),
+            **around,
             "dense_accuracy": subject.dense["accuracy"],
             "dense_loss": subject.dense["loss"],
             "weights": pruned.weights,
@@ -197,21 +200,21 @@ class _Runner:
             "evaluate_seconds": evaluate_seconds,
             "check_seconds": check_seconds,
         }
-        return result, timing, blocks
+        return result, timing, blocks, {name: classes.numpy() for name, classes in (test | last | others).items()}
 
     @staticmethod
-    def _around(subject: _Subject, outcome: protocols.Outcome) -> dict[str, Any]:
-        """What retraining adds: the scores before it, and those of the control; nothing without retraining."""
+    def _around(subject: _Subject, outcome: protocols.Outcome) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What retraining adds: scores and classes before it, and those of the control; nothing without retraining."""
         if outcome.retrained is None:
-            return {}
-        others = {"pruned": outcome.pruned, "control": outcome.control}
-        around: dict[str, Any] = {
-            f"{which}_{name}": value
-            for which, network in others.items()
-            if network is not None
-            for name, value in _evaluate(network.model, subject.dataset)[0].items()
-        }
-        return around | {"retrained_sha256": outcome.retrained.mask_sha256}
+            return {}, {}
+        around: dict[str, Any] = {"retrained_sha256": outcome.retrained.mask_sha256}
+        classes = {}
+        for which, network in {"pruned": outcome.pruned, "control": outcome.control}.items():
+            if network is not None:
+                scores, logits = _evaluate(network.model, subject.dataset)
+                around |= {f"{which}_{name}": value for name, value in scores.items()}
+                classes[which] = logits.argmax(1)
+        return around, classes
 
     def _check(self, subject: _Subject, outcome: protocols.Outcome) -> tuple[list[dict[str, Any]], Arrays]:
         """The guarantee, which is about the network as pruned, compared with the one that it was pruned from."""

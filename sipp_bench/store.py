@@ -5,6 +5,8 @@
                                  The same in every run of the suite on one machine: no time and no path in it
     RUN/cells/ID.timing.json     its times in seconds
     RUN/cells/ID.safetensors     arrays (neurons, 2), "weight name/array name"; for methods with a bound
+    RUN/cells/ID.predictions.npz the class that each network predicts for each test point: dense, pruned, and after
+                                 retraining where the protocol has that; and the labels
     RUN/cells/ID.traceback.txt   where a failed cell failed; the only file with paths of the machine in it
 
 `records` says how values are written.
@@ -23,7 +25,19 @@ from numpy.typing import NDArray
 
 from sipp_bench.errors import StoreError
 from sipp_bench.files import write_atomically
-from sipp_bench.records import FORMAT, Arrays, check_format, damaged, pack, plain, read_json, to_json, unpack
+from sipp_bench.records import (
+    FORMAT,
+    Arrays,
+    check_format,
+    damaged,
+    pack,
+    pack_predictions,
+    plain,
+    read_json,
+    to_json,
+    unpack,
+    unpack_predictions,
+)
 from sipp_bench.suite import Cell
 
 _KEYS = {"id": "str", "network": "str", "data": "str", "seed": "int64", "method": "str", "keep": "float64"}
@@ -133,6 +147,7 @@ class Store:
         result: Mapping[str, Any],
         timing: Mapping[str, float],
         blocks: Arrays | None = None,
+        predicted: Mapping[str, NDArray[Any]] | None = None,
         traceback: str | None = None,
     ) -> None:
         """Write a cell's files, ID.json last, so that all are there and whole once that one is.
@@ -148,8 +163,13 @@ class Store:
         if blocks:
             content, described = pack(blocks)
             write_atomically(_arrays_path(self.path, cell.id), content)
+        classes = None
+        if predicted:
+            content, classes = pack_predictions(predicted)
+            write_atomically(_predictions_path(self.path, cell.id), content)
         keys = {"network": cell.network, "data": cell.data, "seed": cell.seed, "method": cell.method}
         record = {"format": FORMAT, "id": cell.id, **keys, "keep": cell.keep, **result, "blocks": described}
+        record["predictions"] = classes
         write_atomically(_cell_path(self.path, cell.id), to_json(record))
         self._status[cell.id] = str(result["status"])
 
@@ -205,6 +225,15 @@ class Run:
         described = _read_cell(self.path, cell_id)["blocks"]
         return unpack(_arrays_path(self.path, cell_id), described) if described else {}
 
+    def predictions(self, cell_id: str) -> dict[str, NDArray[Any]]:
+        """Classes (test points,) of a cell by name: labels, dense, pruned, retrained, control; {} where it has none.
+
+        In the order of the data set's test part. Runs of before have none, and neither have failed cells. Raises
+        StoreError when the file is missing or damaged.
+        """
+        described = _read_cell(self.path, cell_id).get("predictions")
+        return unpack_predictions(_predictions_path(self.path, cell_id), described) if described else {}
+
 
 def load_run(path: Path | str) -> Run:
     """Read a run folder, finished or not.
@@ -251,6 +280,10 @@ def _arrays_path(path: Path, cell_id: str) -> Path:
     return path / "cells" / f"{cell_id}.safetensors"
 
 
+def _predictions_path(path: Path, cell_id: str) -> Path:
+    return path / "cells" / f"{cell_id}.predictions.npz"
+
+
 def _ids(path: Path, meta: Mapping[str, Any]) -> list[str]:
     return [cell for cell in meta["cells"] if _cell_path(path, cell).exists()]
 
@@ -275,13 +308,14 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 
 def _read_cell(path: Path, cell_id: str) -> dict[str, Any]:
-    file, arrays = _cell_path(path, cell_id), _arrays_path(path, cell_id)
+    file, arrays, predictions = (where(path, cell_id) for where in (_cell_path, _arrays_path, _predictions_path))
     cell = read_json(file)
     check_format(file, cell)
     if cell.get("id") != cell_id or cell.get("status") not in ("done", "failed") or "blocks" not in cell:
         raise damaged(file)
-    if cell["blocks"] and not (arrays.is_file() and arrays.stat().st_size == cell["blocks"]["bytes"]):
-        raise damaged(arrays)
+    for file, described in ((arrays, cell["blocks"]), (predictions, cell.get("predictions"))):
+        if described and not (file.is_file() and file.stat().st_size == described["bytes"]):
+            raise damaged(file)
     if not _timing_path(path, cell_id).is_file():
         raise damaged(_timing_path(path, cell_id))
     return cell

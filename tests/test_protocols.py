@@ -237,6 +237,17 @@ def test_cells_hold_what_was_before_and_after_retraining(name: str, tmp_path: Pa
     assert cell["accuracy"] > cell["pruned_accuracy"] or name in FROM_EARLY
     assert (cell["control_accuracy"] > 0) == (name == "lottery")
     assert cell["retrained_sha256"] != cell["mask_sha256"]
+    predicted = finished.predictions(cell["id"])
+    for stage, accuracy in {
+        "pruned": "pruned_accuracy",
+        "retrained": "accuracy",
+        "control": "control_accuracy",
+    }.items():
+        if stage in predicted:
+            assert (predicted[stage] == predicted["labels"]).mean() == pytest.approx(cell[accuracy])
+    assert predicted.keys() == {"labels", "dense", "pruned", "retrained"} | (
+        {"control"} if name == "lottery" else set()
+    )
     assert finished.timings["protocol_seconds"].notna().all()
     assert set(finished.checks["claim"]) == {"C2"}
     assert (finished.checks.query("on == 'S'")["exceeding"] == 0).all(), "the checks are of the network as pruned"

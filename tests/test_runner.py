@@ -68,7 +68,7 @@ def undisturbed(suite: Suite, cache: Path, tmp_path_factory: pytest.TempPathFact
 
 def results(path: Path) -> dict[str, bytes]:
     """The files of a run that have no time in them."""
-    files = [*path.glob("cells/*.json"), *path.glob("cells/*.safetensors")]
+    files = [*path.glob("cells/*.json"), *path.glob("cells/*.safetensors"), *path.glob("cells/*.npz")]
     return {file.name: file.read_bytes() for file in files if not file.name.endswith(".timing.json")}
 
 
@@ -113,6 +113,10 @@ def test_measures_beyond_accuracy_are_those_of_the_pruned_network(suite: Suite, 
     assert row["mask_sha256"] == pruned.mask_sha256
     assert row["flips"] == int((before != after).sum()) > 0
     assert row["agreement"] == 1 - row["flips"] / len(before)
+    predicted = undisturbed.predictions(row["id"])
+    assert predicted.keys() == {"labels", "dense", "pruned"}
+    assert predicted["labels"].tolist() == dataset.test.labels.tolist()
+    assert (predicted["dense"].tolist(), predicted["pruned"].tolist()) == (before.tolist(), after.tolist())
     right = after == dataset.test.labels
     by_class = [float(right[dataset.test.labels == label].double().mean()) for label in range(10)]
     assert row["class_accuracies"] == pytest.approx(by_class, rel=1e-12)
@@ -347,7 +351,7 @@ def test_cells_without_retraining_add_nothing_but_measures_to_the_first_version(
     measures = {
         *("top5_accuracy", "dense_top5_accuracy", "agreement", "flips", "class_accuracies", "class_loss_changes"),
         *("worst_class", "worst_class_accuracy", "loss_gap", "calibration_error", "dense_calibration_error"),
-        *("compression_ratio", "theoretical_speedup"),
+        *("compression_ratio", "theoretical_speedup", "predictions"),
     }
     assert set(cell) - measures == {
         *("format", "id", "network", "data", "seed", "method", "keep", "blocks", "status", "error", "method_name"),

@@ -24,6 +24,7 @@ META = {
     "dirty": None,
 }
 TIMING = {"fit_seconds": 1.0, "prune_seconds": 0.1, "evaluate_seconds": 0.2, "check_seconds": 0.3}
+PREDICTED = {"labels": np.array([0, 0, 9]), "dense": np.array([0, 1, 9]), "pruned": np.array([300, 1, 9])}
 BLOCKS = {"fc1.weight": {"epsilon": np.array([[0.1, np.inf]], dtype=np.float32), "draws": np.array([[3, 0]])}}
 
 
@@ -48,7 +49,7 @@ def write_run(path: Path) -> None:
     with Store(path, META) as store:
         for cell in reversed(CELLS):
             result = done(layers=[layer | {"epsilon_max": 0.5}], checks=[check | {"verdict": "holds"}])
-            store.write_cell(cell, result, TIMING, BLOCKS)
+            store.write_cell(cell, result, TIMING, BLOCKS, PREDICTED)
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -64,6 +65,19 @@ def test_round_trip(tmp_path: Path) -> None:
     arrays = run.blocks(CELLS[0].id)["fc1.weight"]
     np.testing.assert_array_equal(arrays["epsilon"], BLOCKS["fc1.weight"]["epsilon"])
     np.testing.assert_array_equal(arrays["draws"], BLOCKS["fc1.weight"]["draws"])
+
+
+def test_predictions_come_back_small_and_as_they_were(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    found = load_run(tmp_path / "run").predictions(CELLS[0].id)
+    assert {name: classes.tolist() for name, classes in found.items()} == {
+        name: classes.tolist() for name, classes in PREDICTED.items()
+    }
+    assert [found[name].dtype for name in ("dense", "pruned")] == [np.uint8, np.uint16]
+    file = tmp_path / "run" / "cells" / f"{CELLS[0].id}.predictions.npz"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(StoreError, match=r"predictions\.npz is missing, truncated or changed"):
+        load_run(tmp_path / "run").predictions(CELLS[0].id)
 
 
 def test_cells_of_before_the_measures_load_without_them(tmp_path: Path) -> None:
@@ -126,7 +140,7 @@ def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
         write_run(tmp_path / name)
     first, second = tmp_path / "first" / "cells", tmp_path / "second" / "cells"
     names = sorted(file.name for file in first.iterdir())
-    assert len(names) == 3 * len(CELLS)
+    assert len(names) == 4 * len(CELLS)
     assert [(first / name).read_bytes() for name in names] == [(second / name).read_bytes() for name in names]
 
 

@@ -198,7 +198,10 @@ def parse_suite(text: str, source: str) -> Suite:
     """The suite that `text` describes; `source` names it in errors. Raises SuiteError as load_suite does."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        text.encode()
+    except RecursionError as error:
+        raise SuiteError(f"{source} is nested too deeply: a suite has lists of tables, and no deeper.") from error
+    except ValueError as error:  # TOMLDecodeError, a number of thousands of digits, half a surrogate pair
         raise SuiteError(f"{source} is not TOML: {error}.") from error
     try:
         suite = Suite.model_validate(table)

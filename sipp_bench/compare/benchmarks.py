@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ def compare(base: Path, new: Path) -> Comparison:
     runs = [_read(path) for path in (base, new)]
     # JSON can hold half a surrogate pair, which no file that is written here can.
     found = [{_text(benchmark["fullname"]): benchmark for benchmark in run["benchmarks"]} for run in runs]
+    for path, benchmarks in zip((base, new), found, strict=True):
+        _require_numbers(path, benchmarks)
     if not found[0].keys() & found[1].keys():
         return nothing(str(base), str(new), "timing", "BASE and NEW have no benchmark in common.")
     machines = [_machine(run.get("machine_info")) for run in runs]
@@ -35,12 +38,31 @@ def _read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise StoreError(f"Cannot read {path}: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is not JSON, or not all of it. Run the benchmarks again.") from error
     listed = content.get("benchmarks") if isinstance(content, dict) else None
     if not isinstance(listed, list) or not all(isinstance(each, dict) and "fullname" in each for each in listed):
         raise StoreError(f"{path} was not written by pytest-benchmark. Make one with: pytest --benchmark-json={path}")
     return dict(content)
+
+
+def _require_numbers(path: Path, benchmarks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise StoreError unless what is read of each benchmark is there in tables, and samples in lists of numbers."""
+    for name, benchmark in benchmarks.items():
+        info, stats = benchmark.get("extra_info", {}), benchmark.get("stats") or {}
+        tables = isinstance(info, dict) and isinstance(stats, dict)
+        samples = [info.get("subject_seconds"), info.get("reference_seconds"), stats.get("data")] if tables else []
+        if not tables or not all(_is_numbers(each) for each in samples):
+            raise StoreError(f"{path} has no list of seconds for the benchmark {name}. Run the benchmarks again.")
+
+
+def _is_numbers(value: object) -> bool:
+    """Nothing, or a list of numbers that a float can hold, NaN and infinities included."""
+    return value is None or (isinstance(value, list) and all(_is_number(each) for each in value))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
 
 
 def _text(name: object) -> str:
@@ -57,7 +79,7 @@ def _timing(name: str, base: Mapping[str, Any] | None, new: Mapping[str, Any] | 
 def _ratios(benchmark: Mapping[str, Any] | None) -> tuple[float, ...]:
     """Subject over reference, round by round."""
     info = {} if benchmark is None else benchmark["extra_info"]
-    pairs = zip(info.get("subject_seconds", ()), info.get("reference_seconds", ()), strict=False)
+    pairs = zip(info.get("subject_seconds") or (), info.get("reference_seconds") or (), strict=False)
     return _finite([subject / reference for subject, reference in pairs if reference > 0])
 
 
@@ -78,7 +100,7 @@ def _machine(info: Any) -> Any:
         return None
     if isinstance(info.get("machine"), dict):
         return info["machine"]
-    cpu = info.get("cpu") or {}
-    if not cpu.get("brand_raw"):
+    cpu = info.get("cpu")
+    if not isinstance(cpu, dict) or not cpu.get("brand_raw"):
         return None
     return [info.get("system"), info.get("release"), info.get("machine"), cpu["brand_raw"], cpu.get("count")]

@@ -65,6 +65,19 @@ def call_model(model: nn.Module, inputs: Inputs) -> Any:
         ) from error
 
 
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device of that name. Raises OptionError when there is none, or torch cannot use it."""
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise OptionError(
+            f"The device {device!r} cannot be used: {reason}. Name one that torch has, such as 'cpu'."
+        ) from error
+    return found
+
+
 def shuffles(points: object) -> bool:
     """Whether a DataLoader gives its Dataset's rows in another order than theirs, as far as its samplers tell."""
     if not isinstance(points, DataLoader) or isinstance(points.dataset, IterableDataset):

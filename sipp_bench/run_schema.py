@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, StringConstraints, ValidationError
 
 from sipp_bench.records import damaged
+from sipp_bench.suite import MOST_LETTERS
 
-CellId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+=-]*$", max_length=220)]
+CellId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+=-]*$", max_length=MOST_LETTERS)]
 """A file name without an ending: no separator, so that no id leads out of the folder; short enough for any of them."""
 
 

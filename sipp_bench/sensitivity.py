@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from sipp_bench import maxtimes
 from sipp_bench.accumulator import Accumulator
 from sipp_bench.errors import ModelError, OptionError
-from sipp_bench.points import Points, batch_length, call_model, iterate_batches, model_device
+from sipp_bench.points import Points, batch_length, call_model, iterate_batches, model_device, usable_device
 from sipp_bench.tracing import Call, check_parameters, tracing, unmeasured
 
 PatchReduction = Literal["max", "mean"]
@@ -142,7 +142,7 @@ def measure_sensitivity(
         raise OptionError(f"patch_reduction is 'max' or 'mean', not {patch_reduction!r}.")
     maxtimes.requested(backend)
     check_parameters(model)
-    target = model_device(model) if device is None else torch.device(device)
+    target = model_device(model) if device is None else usable_device(device)
     if target != model_device(model):
         model = copy.deepcopy(model).to(target)
     wanted = _matching(model, layers)
@@ -226,6 +226,8 @@ def _matching(model: nn.Module, layers: Sequence[str] | str | None) -> set[str]:
         return set(names)
     chosen: set[str] = set()
     for pattern in [layers] if isinstance(layers, str) else layers:
+        if not isinstance(pattern, str):
+            raise OptionError(f"layers are names or patterns, not {pattern!r}. The weights are: {', '.join(names)}.")
         hits = {name for name in names if any(fnmatch.fnmatchcase(n, pattern) for n in (name, name.rpartition(".")[0]))}
         if not hits:
             raise OptionError(f"No layer of the network matches {pattern!r}. Its weights are: {', '.join(names)}.")

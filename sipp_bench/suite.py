@@ -31,6 +31,9 @@ from sipp_bench.protocols import Protocol, list_protocols, make_protocol
 from sipp_bench.suite_tables import Method, Table, Target, choose, distinct, require, require_label, slug
 
 CHECKS = ("C2", "C10", "C12", "C13")
+MOST_LETTERS = 220
+"""In a cell's id: with what is added to it, file systems take 255."""
+
 SAMPLE_SIZE = "sample-size"
 """The value of `points` that stands for the authors' rule, `sb.sample_size`."""
 
@@ -141,6 +144,16 @@ class Suite(Table):
                 raise ValueError(
                     f"{target.network} has published weights and no recipe: protocol {self.protocol} cannot retrain it"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _cells_fit_for_files(self) -> "Suite":
+        longest = max((cell.id for cell in self.cells()), key=len)
+        require(
+            len(longest) <= MOST_LETTERS,
+            f"names a cell {longest[:40]}, with {len(longest)} letters too long for file names: make the path of the "
+            "data, or the label of the method, shorter",
+        )
         return self
 
     def make_protocol(self) -> Protocol:

@@ -2,16 +2,16 @@
 
     python suites/reliability/soak.py -o reports/reliability/soak.json
 
-One small network (LeNet-300-100 on 8x8 digits), 40 seeds, 5 methods and 10 keep ratios, one thread; networks are trained
-beforehand. A cell's time runs from the end of the last `Store.write_cell` to the end of its own, and is divided into
+One small network (LeNet-300-100 on 8x8 digits), 40 seeds, 5 methods and 10 keep ratios, one thread; networks are
+trained beforehand. A cell's time runs from the end of the last `Store.write_cell` to the end of its own, and is divided into
 
     work       what `runner` times: fit, prune, evaluate, check; and the preparation of a seed's network and data
     measures   multiply-adds, and the measures of predictions and cost
     harness    the rest: tables, hashes, JSON, arrays, files flushed to disk, progress bar
 
 by the clock and by the processor's time of the process. After each cell the resident memory and the open files are
-noted; after each seed the tensors alive. A slope is Theil-Sen's over the 40 means by seed, which hold the same methods and
-keep ratios, with its 95 % interval.
+noted; after each seed the tensors alive. A slope is Theil-Sen's over the 40 means by seed, which hold the same methods
+and keep ratios, with its 95 % interval.
 """
 
 import argparse

@@ -75,7 +75,7 @@ def _build_torchvision(
     try:
         with _tensors_only():
             return networks.get_model(name, weights=published)  # type: ignore[no-any-return]
-    except (OSError, RuntimeError) as error:  # no connection, no space, or a file whose hash is not its name's
+    except Exception as error:  # no connection, no space, another hash than the name's, or more than tensors
         raise ModelError(
             f"The pretrained weights of torchvision:{name} cannot be downloaded: {error}. Connect to the network, "
             f"or put {file.name} from a machine that is connected into {file.parent}."

@@ -2,7 +2,7 @@
 
     python suites/reliability/faults.py -o reports/reliability/faults.json
 
-The suite has 18 cells of a small network, which is trained on the way. One undisturbed run says what each file must be.
+The suite has 6 cells of a small network, which is trained on the way. One undisturbed run says what each file must be.
 
 kill        SIGKILL after a random time, drawn uniformly from the time that an undisturbed run takes once all is
             imported; then the folder is looked at, and the run goes on there. A folder in which the run has come to its
@@ -12,19 +12,20 @@ read-only   the run folder on a disk that is mounted read-only, half of its cell
 two runs    two processes started on one folder at once
 corruption  a byte of a cell's or the run's file is replaced, at random, one at a time, and the folder read
 
-After each fault: no finished cell's file may be missing or other than in the undisturbed run ("lost", "wrong"), and a run
-that refuses must do so with exit code 2, without a traceback, and say what to do. Disks need Linux and root, or
+After each fault: no finished cell's file may be missing or other than in the undisturbed run ("lost", "wrong"), and a
+run that refuses must do so with exit code 2, without a traceback, and say what to do. Disks need Linux and root, or
 `unshare -rm` before the command.
 """
 
 import argparse
+import json
 import os
 import random
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,15 +33,18 @@ from typing import Any
 
 import torch
 
-from sipp_bench import cli, runner
+import sipp_bench.runner  # noqa: F401  # imported here, so that no process has to
+from sipp_bench import cli
 from sipp_bench.errors import StoreError
 from sipp_bench.files import write_atomically
 from sipp_bench.records import to_json
 from sipp_bench.store import load_run
 from sipp_bench.system import describe_system
 
+STAGES = ("corruption", "two_runs", "full_disks", "read_only", "kills")
+
 SUITE = """name = "faults"
-seeds = [0, 1]
+seeds = [0]
 keep = [0.5, 0.2, 0.05]
 points = 32
 
@@ -50,9 +54,6 @@ data = "digits"
 
 [[method]]
 name = "sipp-det"
-
-[[method]]
-name = "sipp-hybrid"
 
 [[method]]
 name = "random"
@@ -143,30 +144,29 @@ class Judge:
         return results(folder) == self.expected and not left
 
 
-def kills(suite: Path, work: Path, judge: Judge, seconds: float, wanted: int, seed: int) -> list[dict[str, Any]]:
-    """One entry a kill."""
-    chance, number, entries = random.Random(seed), 0, list[dict[str, Any]]()
-    folder, cache, before = work / "kill-0", work / "kill-cache-0", set[str]()
-    while len(entries) < wanted:
-        process = start(suite, folder, cache)
-        moment = chance.uniform(0, seconds)
-        time.sleep(moment)
-        process.kill()
-        code, said = process.finish()
-        if code == -signal.SIGKILL:
-            state = sorted(cache.glob("*.state"))
-            entry = {"folder": number, "after_seconds": moment} | judge.look(folder, before)
-            entries.append(entry | {"training_left_off": len(state)})
-            before |= finished(results(folder))
-            print(len(entries), entry["finished"], entry["reading"], flush=True)
-        else:
-            entries[-1]["ended_equal"] = code == 0 and judge.equal(folder)
-            assert code == 0, said
-            number, before = number + 1, set()
-            folder, cache = work / f"kill-{number}", work / f"kill-cache-{number}"
-    code, said = start(suite, folder, cache).finish()
-    entries[-1]["ended_equal"] = code == 0 and judge.equal(folder)
-    return entries
+def kills(suite: Path, work: Path, judge: Judge, seconds: float, wanted: int, seed: int) -> Iterator[dict[str, Any]]:
+    """One entry a kill; every run in whose folder processes were killed comes to its end."""
+    chance, killed, number = random.Random(seed), 0, 0
+    while killed < wanted:
+        folder, cache, before, code = work / f"kill-{number}", work / f"kill-cache-{number}", set[str](), -9
+        while code == -signal.SIGKILL:
+            process = start(suite, folder, cache)
+            if killed == wanted:
+                code, said = process.finish()
+                break
+            moment = chance.uniform(0, seconds)
+            time.sleep(moment)
+            process.kill()
+            code, said = process.finish()
+            if code == -signal.SIGKILL:
+                killed += 1
+                entry = {"folder": number, "after_seconds": moment} | judge.look(folder, before)
+                before |= finished(results(folder))
+                yield entry | {"training_left_off": len([*cache.glob("*.state")])}
+        yield {"folder": number, "exit_code": code, "said": without(work, said if code else "")} | {
+            "ended_equal": code == 0 and judge.equal(folder)
+        }
+        number += 1
 
 
 @contextmanager
@@ -187,7 +187,7 @@ def remount(folder: Path, options: str) -> None:
 def full_disks(suite: Path, work: Path, judge: Judge, cache: Path) -> list[dict[str, Any]]:
     """The disk holds nothing, run.json, and more and more of the cells."""
     entries = []
-    for kib in (4, 8, 16, 32, 64, 128, 192, 256):
+    for kib in (4, 16, 32, 64, 96):
         place = work / f"disk-{kib}"
         with disk(place, kib):
             code, said = start(suite, place / "run", cache).finish()
@@ -258,38 +258,70 @@ def without(work: Path, text: str) -> str:
     return text.replace(str(work), "WORK")
 
 
+def in_lanes(work: Path, lanes: int, kill: Callable[[int], Iterator[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """`kill` for every lane, in a process of its own, which writes down what it found as it goes."""
+    pids = []
+    for lane in range(lanes):
+        pid = os.fork()
+        if pid == 0:
+            entries = []
+            for entry in kill(lane):
+                entries.append({"lane": lane} | entry)
+                write_atomically(work / f"lane-{lane}.json", to_json({"entries": entries}))
+            os._exit(0)
+        pids.append(pid)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    assert not any(codes), codes
+    return [
+        entry for lane in range(lanes) for entry in json.loads((work / f"lane-{lane}.json").read_bytes())["entries"]
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True, help="The JSON file.")
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--kills", type=int, default=100, help="Rounded up to a multiple of the lanes.")
+    parser.add_argument("--lanes", type=int, default=5, help="Processes that kill, each its own runs.")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=STAGES, help="This stage, beside what the file has of the others.")
     options = parser.parse_args()
-    assert runner.run is not None  # imported, so that no process has to
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         suite, cache = work / "faults.toml", work / "cache"
         suite.write_text(SUITE)
         began = time.perf_counter()
-        process = start(suite, work / "undisturbed", cache)
-        code, said = process.finish()
+        code, said = start(suite, work / "undisturbed", cache).finish()
         seconds = time.perf_counter() - began
         assert code == 0, said
         judge = Judge(results(work / "undisturbed"))
-        content: dict[str, Any] = {
+
+        def kill(lane: int) -> Iterator[dict[str, Any]]:
+            place = work / f"lane-{lane}"
+            place.mkdir()
+            wanted = -(-options.kills // options.lanes)
+            return kills(suite, place, judge, seconds, wanted, options.seed + lane)
+
+        stages: dict[str, Callable[[], Any]] = {
+            "corruption": lambda: corruption(work / "undisturbed", 1000, options.seed),
+            "two_runs": lambda: two_runs(suite, work, judge, cache),
+            "full_disks": lambda: full_disks(suite, work, judge, cache),
+            "read_only": lambda: read_only(suite, work, judge, cache),
+            "kills": lambda: in_lanes(work, options.lanes, kill),
+        }
+        content: dict[str, Any] = json.loads(options.output.read_bytes()) if options.only else {}
+        content |= {
             "command": "python suites/reliability/faults.py -o reports/reliability/faults.json",
             **describe_system(),
             "seed": options.seed,
             "cells": len(finished(judge.expected)),
-            "undisturbed_seconds": seconds,
-            "corruption": corruption(work / "undisturbed", 1000, options.seed),
-            "two_runs": two_runs(suite, work, judge, cache),
         }
-        if os.geteuid() == 0:
-            content["full_disks"] = full_disks(suite, work, judge, cache)
-            content["read_only"] = read_only(suite, work, judge, cache)
-        content["kills"] = kills(suite, work, judge, seconds, options.kills, options.seed)
-    write_atomically(options.output, to_json(content))
+        for name in [options.only] if options.only else STAGES:
+            if name in ("full_disks", "read_only") and os.geteuid() != 0:
+                content[name] = "not run: mounting a disk needs root"
+                continue
+            content[name] = {"undisturbed_seconds": seconds, "entries": stages[name]()}
+            write_atomically(options.output, to_json(content))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python suites/reliability/soak.py -o reports/reliability/soak.json
 
 One small network (LeNet-300-100 on 8x8 digits), 40 seeds, 5 methods and 10 keep ratios, one thread; networks are
-trained beforehand. A cell's time runs from the end of the last `Store.write_cell` to the end of its own, and is divided into
+trained beforehand. A cell's time runs from the end of the last `Store.write_cell` to the end of its own, and is divided
+into
 
     work       what `runner` times: fit, prune, evaluate, check; and the preparation of a seed's network and data
     measures   multiply-adds, and the measures of predictions and cost

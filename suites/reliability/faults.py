@@ -37,7 +37,7 @@ import sipp_bench.runner  # noqa: F401  # imported here, so that no process has 
 from sipp_bench import cli
 from sipp_bench.errors import StoreError
 from sipp_bench.files import write_atomically
-from sipp_bench.records import to_json
+from sipp_bench.records import SEAL, read_json, to_json
 from sipp_bench.store import load_run
 from sipp_bench.system import describe_system
 
@@ -73,7 +73,7 @@ class Started:
     def finish(self) -> tuple[int, str]:
         """Exit code, below 0 for a signal, and what it said on the way out."""
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return code, self.errors.read_text().rpartition("\r")[2].strip()
+        return code, self.errors.read_text().rpartition("\r")[2].strip().rpartition("\n")[2]
 
 
 def start(suite: Path, folder: Path, cache: Path) -> Started:
@@ -144,9 +144,12 @@ class Judge:
         return results(folder) == self.expected and not left
 
 
-def kills(suite: Path, work: Path, judge: Judge, seconds: float, wanted: int, seed: int) -> Iterator[dict[str, Any]]:
+def kills(suite: Path, work: Path, judge: Judge, wanted: int, seed: int) -> Iterator[dict[str, Any]]:
     """One entry a kill; every run in whose folder processes were killed comes to its end."""
     chance, killed, number = random.Random(seed), 0, 0
+    began = time.perf_counter()
+    start(suite, work / "first", work / "first-cache").finish()
+    seconds = time.perf_counter() - began  # here and now: other programs may be running
     while killed < wanted:
         folder, cache, before, code = work / f"kill-{number}", work / f"kill-cache-{number}", set[str](), -9
         while code == -signal.SIGKILL:
@@ -160,7 +163,7 @@ def kills(suite: Path, work: Path, judge: Judge, seconds: float, wanted: int, se
             code, said = process.finish()
             if code == -signal.SIGKILL:
                 killed += 1
-                entry = {"folder": number, "after_seconds": moment} | judge.look(folder, before)
+                entry = {"folder": number, "after_seconds": moment, "of_seconds": seconds} | judge.look(folder, before)
                 before |= finished(results(folder))
                 yield entry | {"training_left_off": len([*cache.glob("*.state")])}
         yield {"folder": number, "exit_code": code, "said": without(work, said if code else "")} | {
@@ -247,7 +250,10 @@ def corruption(folder: Path, trials: int, seed: int) -> dict[str, Any]:
             outcome = "refused by name" if str(file) in str(error) else f"refused: {error}"
         else:
             outcome = "not noticed"
-            unnoticed.append({"file": kind, "was": content[max(0, position - 9) : position + 10].decode("latin-1")})
+            around = slice(max(0, position - 9), position + 10)
+            now, was = read_json(file), json.loads(content)
+            same = all(now.get(key) == value for key, value in was.items() if key != SEAL)
+            unnoticed.append({"file": kind, "was": content[around].decode("latin-1"), "values_unchanged": same})
         finally:
             file.write_bytes(content)
         counts[f"{kind}: {outcome}"] = counts.get(f"{kind}: {outcome}", 0) + 1
@@ -290,9 +296,7 @@ def main() -> None:
         work = Path(folder)
         suite, cache = work / "faults.toml", work / "cache"
         suite.write_text(SUITE)
-        began = time.perf_counter()
         code, said = start(suite, work / "undisturbed", cache).finish()
-        seconds = time.perf_counter() - began
         assert code == 0, said
         judge = Judge(results(work / "undisturbed"))
 
@@ -300,7 +304,7 @@ def main() -> None:
             place = work / f"lane-{lane}"
             place.mkdir()
             wanted = -(-options.kills // options.lanes)
-            return kills(suite, place, judge, seconds, wanted, options.seed + lane)
+            return kills(suite, place, judge, wanted, options.seed + lane)
 
         stages: dict[str, Callable[[], Any]] = {
             "corruption": lambda: corruption(work / "undisturbed", 1000, options.seed),
@@ -320,7 +324,7 @@ def main() -> None:
             if name in ("full_disks", "read_only") and os.geteuid() != 0:
                 content[name] = "not run: mounting a disk needs root"
                 continue
-            content[name] = {"undisturbed_seconds": seconds, "entries": stages[name]()}
+            content[name] = stages[name]()
             write_atomically(options.output, to_json(content))
 
 

@@ -6,9 +6,10 @@ from torch import Tensor, nn
 from sipp_bench.checks import check_cell
 from sipp_bench.errors import ModelError
 from sipp_bench.guarantee import Guarantee
+from sipp_bench.parts import block_sums
 from sipp_bench.points import Points
 from sipp_bench.pruned import Pruned
-from sipp_bench.sensitivity import block_sums, measure_sensitivity
+from sipp_bench.sensitivity import measure_sensitivity
 
 
 def bound_problems(model: nn.Module, pruned: Pruned | nn.Module, points: Points) -> list[str]:

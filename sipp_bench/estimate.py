@@ -11,6 +11,8 @@ from torch import nn
 import sipp_bench as sb
 from sipp_bench import checks, metrics
 from sipp_bench.masks import require_masks_held
+from sipp_bench.measures.corruptions import CORRUPTIONS, SEVERITIES
+from sipp_bench.parts import one_thread
 from sipp_bench.suite import Suite
 from sipp_bench.suite_tables import Method, Target
 from sipp_bench.zoo import data, models, training
@@ -79,12 +81,14 @@ def _target(suite: Suite, target: Target) -> tuple[float, float]:
     if recipe is not None and suite.protocol != "one-shot":
         held = _epoch(model, recipe, images, labels, train, hold=True)
         evaluations, retraining = 2, held * suite.make_protocol().epochs(recipe)
-    cells = evaluation
+    asked = suite.measures
+    spoiled = asked.corruption_images * len(CORRUPTIONS) * len(SEVERITIES) * batch / len(images)
+    cells = evaluation + spoiled + asked.random_splits * len(suite.keep) * batch * test / len(images)
     for method in suite.methods:
         fit, prune, check = _method(suite, method, model, images[:_POINTS], labels[:_POINTS])
-        each = prune + 2 * check * looks + evaluations * evaluation + retraining
+        each = prune + 2 * check * looks + evaluations * evaluation + retraining + spoiled
         cells += fit * looks + len(suite.keep) * each
-    return epoch * epochs, cells
+    return epoch * epochs * (2 if asked.twin else 1), cells
 
 
 def _method(
@@ -113,7 +117,7 @@ def _epoch(
     rows = torch.arange(len(images))
     few = Recipe(1, _BATCH, 1e-6, augment=recipe.augment)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with training.one_thread():
+    with one_thread():
         training.train(model, images[rows[:2]], labels[rows[:2]], few, 0)  # the first call takes longer
         _, seconds = _timed(lambda: training.train(model, images[rows], labels[rows], few, 0, after_step=after_step))
     model.load_state_dict(before)

@@ -18,6 +18,7 @@ from torch import nn
 from sipp_bench.errors import OptionError
 from sipp_bench.masks import require_masks_held, require_nested, shuffled, with_weights
 from sipp_bench.methods import Fitted
+from sipp_bench.parts import one_thread
 from sipp_bench.phrases import unknown
 from sipp_bench.pruned import Pruned
 from sipp_bench.zoo import training
@@ -285,7 +286,7 @@ def retrained(pruned: Pruned, task: Task, recipe: Recipe, first_epoch: int = 0) 
         hold()
         require_masks_held(after)
 
-    with training.one_thread():
+    with one_thread():
         training.train(
             after.model,
             task.train.images,

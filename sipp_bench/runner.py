@@ -20,6 +20,7 @@ import sipp_bench as sb
 from sipp_bench import checks, metrics, protocols
 from sipp_bench.errors import StoreError
 from sipp_bench.masks import require_masks_held
+from sipp_bench.measures.asked import Subject as AskedSubject
 from sipp_bench.measures.cell import cost_measures, prediction_measures
 from sipp_bench.measures.predictions import predict
 from sipp_bench.records import Arrays
@@ -30,6 +31,9 @@ from sipp_bench.system import describe_system
 from sipp_bench.zoo import data, models, training
 
 _Result = TypeVar("_Result")
+
+# Added to a cell's seed for the training of its network's twin: no suite has both.
+_TWIN = 2**32
 
 
 def run(
@@ -83,6 +87,8 @@ class _Subject:
     dense: dict[str, float]
     dense_logits: Tensor
     """On the test part."""
+    dense_multiply_adds: int
+    asked: AskedSubject
 
 
 @dataclass(frozen=True)
@@ -128,14 +134,29 @@ class _Runner:
         points = _draw(dataset.points, wanted, cell.seed)
         dataset.require_points(points)
         fresh = _draw(dataset.validation, len(points), cell.seed)
-        return _Subject(trained, dataset, points, fresh, *_evaluate(trained.model, dataset))
+        scores, logits = _evaluate(trained.model, dataset)
+        adds = metrics.multiply_adds(trained.model, points.images[:1])
+        asked = self._asked(cell, trained.model, dataset, points, logits)
+        return _Subject(trained, dataset, points, fresh, scores, logits, adds, asked)
 
-    def _trained(self, cell: Cell, dataset: data.DataSet, last_epoch: int | None = None) -> training.Trained:
+    def _asked(
+        self, cell: Cell, model: nn.Module, dataset: data.DataSet, points: data.Part, logits: Tensor
+    ) -> AskedSubject:
+        asked = self.suite.measures.asked()
+        sample = _draw(dataset.test, asked.corruption_images, cell.seed) if asked.corruption_images else None
+        twin = self._trained(cell, dataset, seed=cell.seed + _TWIN).model if asked.twin else None
+        return AskedSubject(asked, model, dataset.test, sample, points.images, logits, twin, cell.seed)
+
+    def _trained(
+        self, cell: Cell, dataset: data.DataSet, last_epoch: int | None = None, seed: int | None = None
+    ) -> training.Trained:
+        """The cell's network; seed: of its training, by default the cell's."""
         recipe = self.suite.target_of(cell).training_recipe()
         if recipe is None:
             return training.pretrained_model(cell.network, dataset)
+        seed = cell.seed if seed is None else seed
         return training.trained_model(
-            cell.network, dataset, seed=cell.seed, cache_dir=self.cache_dir, recipe=recipe, last_epoch=last_epoch
+            cell.network, dataset, seed=seed, cache_dir=self.cache_dir, recipe=recipe, last_epoch=last_epoch
         )
 
     def _fit(self, subject: _Subject, cell: Cell, model: nn.Module) -> sb.Fitted:
@@ -160,7 +181,7 @@ class _Runner:
 
     def _measure(
         self, subject: _Subject, fitted: sb.Fitted, task: protocols.Task
-    ) -> tuple[dict[str, Any], dict[str, float], Arrays, dict[str, NDArray[Any]]]:
+    ) -> tuple[dict[str, Any], dict[str, float | list[float]], Arrays, dict[str, NDArray[Any]]]:
         """Prune to the cell's keep ratio and measure: the result, the times, the arrays by block, what is predicted."""
         model, example = subject.trained.model, subject.points.images[:1]
         protocol = self.suite.make_protocol()
@@ -182,9 +203,10 @@ class _Runner:
             "kept": pruned.kept,
             "achieved_keep": pruned.kept / pruned.weights,
             "multiply_adds": metrics.multiply_adds(model, example, pruned.masks),
-            "dense_multiply_adds": metrics.multiply_adds(model, example),
+            "dense_multiply_adds": subject.dense_multiply_adds,
             **prediction_measures(subject.dense_logits, logits, subject.dataset.test.labels),
-            **cost_measures(model, example, pruned.masks),
+            **cost_measures(model, example, final.model, pruned.masks),
+            **subject.asked.measures(final, scores["accuracy"]),
             "mask_sha256": pruned.mask_sha256,
             "checkpoint_sha256": subject.trained.sha256,
             "num_points": len(subject.points),
@@ -194,11 +216,12 @@ class _Runner:
             "layers": pruned.layers.to_dict("records"),
             "checks": rows,
         }
-        timing = {
+        timing: dict[str, float | list[float]] = {
             # Only one-shot does nothing but prune.
             "prune_seconds" if outcome.retrained is None else "protocol_seconds": seconds,
             "evaluate_seconds": evaluate_seconds,
             "check_seconds": check_seconds,
+            **subject.asked.latency(final.model),
         }
         return result, timing, blocks, {name: classes.numpy() for name, classes in (test | last | others).items()}
 

@@ -2,6 +2,7 @@
 
 import copy
 import fnmatch
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -13,13 +14,11 @@ from tqdm.auto import tqdm
 from sipp_bench import maxtimes
 from sipp_bench.accumulator import Accumulator
 from sipp_bench.errors import ModelError, OptionError
+from sipp_bench.parts import block_sums
 from sipp_bench.points import Points, batch_length, call_model, iterate_batches, model_device, usable_device
 from sipp_bench.tracing import Call, check_parameters, tracing, unmeasured
 
 PatchReduction = Literal["max", "mean"]
-
-# Numbers in one part of a weight's rows (see `row_parts`): 1 MiB of float64. Fresh memory costs more than arithmetic.
-PART = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class LayerSensitivity:
     active: Tensor
     num_patches: int
 
-    @property
+    @functools.cached_property
     def totals(self) -> Tensor:
         """T of every block, the sum of its sensitivities: (neurons, 2) float64."""
         return block_sums(self.values, self.positive)
@@ -190,33 +189,6 @@ def nothing_to_prune(model: nn.Module, skipped: Mapping[str, str]) -> str:
         f"{type(model).__name__} has nothing to prune: no Linear or ConvNd weight of it was used in its forward "
         f"pass.{reasons}"
     )
-
-
-def row_parts(rows: int, columns: int) -> Iterator[slice]:
-    """Slices of whole rows, few enough numbers each that a handful of temporaries stays in the cache."""
-    # glibc hands freed memory back to the system beyond twice the largest block (of up to 32 MiB) that it has mapped
-    # and freed so far: after this one, never touched, one part's temporaries find those of the last still there.
-    torch.empty(24 << 20, dtype=torch.uint8)
-    step = max(1, PART // max(1, columns))
-    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
-
-
-def block_sums(values: Tensor, positive: Tensor, among: Tensor | None = None) -> Tensor:
-    """Sums over blocks of numbers shaped like a weight: (neurons, 2) float64, positive weights first.
-
-    among: marks the numbers that count; default all.
-    """
-    rows, signs = values.flatten(1), positive.flatten(1)
-    counted = None if among is None else among.flatten(1)
-    sums = torch.zeros(len(rows), 2, dtype=torch.float64, device=rows.device)
-    for part in row_parts(*rows.shape):
-        numbers = rows[part].double()
-        if counted is not None:
-            numbers = numbers * counted[part].double()
-        # Products with 0 and 1 are exact, and several times as fast as torch.where.
-        plus = numbers * signs[part].double()
-        sums[part, 0], sums[part, 1] = plus.sum(1), (numbers - plus).sum(1)
-    return sums
 
 
 def _matching(model: nn.Module, layers: Sequence[str] | str | None) -> set[str]:

@@ -57,6 +57,11 @@ _CELLS = (
     | dict.fromkeys(("calibration_error", "dense_calibration_error"), "float64")
     | dict.fromkeys(("compression_ratio", "theoretical_speedup"), "float64")
     | dict.fromkeys(("class_accuracies", "class_loss_changes"), "object")  # lists, one number a class
+    | dict.fromkeys(("file_bytes_dense", "file_bytes_csr", "file_bytes_bitmap"), "float64")
+    # `measures.asked`: where the suite asks for them.
+    | dict.fromkeys(("corrupted_accuracy", "dense_corrupted_accuracy", "excess_error"), "float64")
+    | dict.fromkeys(("split_percentile", "twin_accuracy", "twin_agreement"), "float64")
+    | dict.fromkeys(("corruption_errors", "excess_errors", "split_accuracies"), "object")
     # Of protocols that retrain: before retraining, and of the control. `accuracy` is that after the last epoch.
     | dict.fromkeys(("pruned_accuracy", "pruned_loss", "control_accuracy", "control_loss"), "float64")
     | {"mask_sha256": "object", "checkpoint_sha256": "object", "retrained_sha256": "object"}
@@ -78,7 +83,8 @@ _CHECKS = (
     | {"exceeding_rate": "float64"}
 )
 _SECONDS = ("fit_seconds", "prune_seconds", "evaluate_seconds", "check_seconds", "protocol_seconds")
-_TIMINGS = {"id": "str"} | dict.fromkeys(_SECONDS, "float64")
+_LATENCIES = ("latency_dense_seconds", "latency_pruned_seconds")  # lists of samples
+_TIMINGS = {"id": "str"} | dict.fromkeys(_SECONDS, "float64") | dict.fromkeys(_LATENCIES, "object")
 
 _SYSTEM = ("machine", "versions", "commit", "dirty")
 
@@ -150,7 +156,7 @@ class Store:
         self,
         cell: Cell,
         result: Mapping[str, Any],
-        timing: Mapping[str, float],
+        timing: Mapping[str, float | list[float]],
         blocks: Arrays | None = None,
         predicted: Mapping[str, NDArray[Any]] | None = None,
         traceback: str | None = None,

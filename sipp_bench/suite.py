@@ -28,7 +28,7 @@ from pydantic import (
 from sipp_bench.errors import SuiteError
 from sipp_bench.phrases import describe, unknown
 from sipp_bench.protocols import Protocol, list_protocols, make_protocol
-from sipp_bench.suite_tables import Method, Table, Target, choose, distinct, require, require_label, slug
+from sipp_bench.suite_tables import Measures, Method, Table, Target, choose, distinct, require, require_label, slug
 
 CHECKS = ("C2", "C10", "C12", "C13")
 MOST_LETTERS = 220
@@ -68,6 +68,8 @@ class Suite(Table):
     protocol_options: dict[str, Any] = Field(default_factory=dict)
     """The protocol's own: see its class in `protocols`."""
     checks: tuple[StrictStr, ...] = CHECKS
+    measures: Measures = Measures()
+    """Measures that cost more than a forward pass over the test part."""
     targets: Annotated[tuple[Target, ...], Field(alias="target")]
     methods: Annotated[tuple[Method, ...], Field(alias="method")]
 
@@ -144,6 +146,10 @@ class Suite(Table):
                 raise ValueError(
                     f"{target.network} has published weights and no recipe: protocol {self.protocol} cannot retrain it"
                 )
+            elif self.measures.twin:
+                raise ValueError(f"{target.network} has published weights and no recipe: no twin of it can be trained")
+        if self.measures.random_splits and self.protocol != "one-shot":
+            raise ValueError("random_splits are pruned and not retrained: measure them with the protocol one-shot")
         return self
 
     @model_validator(mode="after")
@@ -219,7 +225,7 @@ def parse_suite(text: str, source: str) -> Suite:
     try:
         suite = Suite.model_validate(table)
     except ValidationError as error:
-        tables: dict[str, type[BaseModel]] = {"": Suite, "target": Target, "method": Method}
+        tables: dict[str, type[BaseModel]] = {"": Suite, "target": Target, "method": Method, "measures": Measures}
         raise SuiteError("\n".join(f"{source}: {describe(problem, tables)}" for problem in error.errors())) from error
     suite._text = text
     return suite

@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, StrictStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, field_validator, model_validator
 
 import sipp_bench as sb
+from sipp_bench.measures.asked import Asked
 from sipp_bench.phrases import unknown
 from sipp_bench.zoo import data, models, training
 from sipp_bench.zoo.imagenet import is_imagenet
@@ -54,6 +55,19 @@ class Target(Table):
     def training_recipe(self) -> Recipe | None:
         """The recipe that the network is trained by; None for published weights."""
         return training.recipe_for(self.network, self.recipe) if self.weights == "trained" else None
+
+
+class Measures(Table):
+    """The table [measures]: see `measures.asked.Asked`."""
+
+    corruption_images: StrictInt = Field(default=0, ge=0)
+    latency_repeats: StrictInt = Field(default=0, ge=0)
+    random_splits: StrictInt = Field(default=0, ge=0)
+    twin: StrictBool = False
+
+    def asked(self) -> Asked:
+        """As the measures take it."""
+        return Asked(**self.model_dump())
 
 
 class Method(Table):

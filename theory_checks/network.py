@@ -14,9 +14,10 @@ from sipp_bench.errors import OptionError, PointsError
 from sipp_bench.guarantee import Guarantee
 from sipp_bench.methods import Fitted
 from sipp_bench.metrics import block_errors
+from sipp_bench.parts import block_sums
 from sipp_bench.points import Points, call_model, iterate_batches, model_device
 from sipp_bench.pruned import Pruned
-from sipp_bench.sensitivity import Sensitivity, block_sums, measure_sensitivity
+from sipp_bench.sensitivity import Sensitivity, measure_sensitivity
 from sipp_bench.tracing import tracing
 from theory_checks import oracle
 from theory_checks.claims.base import Effort

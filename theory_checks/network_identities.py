@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sipp_bench import bounds
 from sipp_bench.errors import ModelError
-from sipp_bench.sensitivity import block_sums, measure_sensitivity
+from sipp_bench.parts import block_sums
+from sipp_bench.sensitivity import measure_sensitivity
 from theory_checks import oracle
 from theory_checks.certificate import certify
 from theory_checks.claims.base import Finding, Verdict

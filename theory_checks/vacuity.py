@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sipp_bench import bounds
 from sipp_bench.methods.sipp import split_delta
-from sipp_bench.sensitivity import block_sums
+from sipp_bench.parts import block_sums
 from theory_checks.network import Cell, Context, blocks_of
 
 # Keep ratios are searched to 1/256, on these first.

@@ -9,6 +9,7 @@ from sipp_bench.measures.calibration import calibration_error
 from sipp_bench.measures.cost import compression_ratio, theoretical_speedup
 from sipp_bench.measures.groups import class_accuracies, largest_gap, loss_changes, worst_group
 from sipp_bench.measures.predictions import agreement, flips, top_k_accuracy
+from sipp_bench.measures.storage import file_sizes
 
 
 def prediction_measures(dense: Tensor, pruned: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -36,9 +37,18 @@ def prediction_measures(dense: Tensor, pruned: Tensor, labels: Tensor) -> dict[s
     }
 
 
-def cost_measures(model: nn.Module, example: Tensor, masks: Mapping[str, Tensor]) -> dict[str, float]:
-    """compression_ratio and theoretical_speedup, of the whole network with everything that is not pruned in it."""
+def cost_measures(
+    model: nn.Module, example: Tensor, pruned: nn.Module, masks: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """compression_ratio and theoretical_speedup, of the whole network with everything that is not pruned in it.
+
+    And file_bytes_dense, file_bytes_csr, file_bytes_bitmap: what the pruned network takes on disk in each encoding.
+    """
+    sizes = file_sizes(pruned, masks)
     return {
         "compression_ratio": compression_ratio(model, masks),
         "theoretical_speedup": theoretical_speedup(model, example, masks),
+        "file_bytes_dense": sizes.dense,
+        "file_bytes_csr": sizes.csr,
+        "file_bytes_bitmap": sizes.bitmap,
     }

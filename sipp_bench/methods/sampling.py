@@ -4,14 +4,15 @@ Rows are those of a weight flattened to (neurons, n); a row holds two blocks, to
 """
 
 import functools
-from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sipp_bench.sensitivity import block_sums, row_parts
+from sipp_bench.parts import Turns, block_sums, over_parts
 
 # Whole numbers of draws are int64.
 _MOST_DRAWS = 2.0**62
@@ -21,19 +22,29 @@ _FEWEST_WEIGHTS = 64
 
 def by_block(blocks: Tensor, positive: Tensor) -> Tensor:
     """Numbers of the blocks (neurons, 2) spread over their weights (neurons, n)."""
+    if blocks.dtype == torch.bool:  # several times as fast as torch.where
+        return (positive & blocks[:, :1]).logical_or_(blocks[:, 1:] > positive)
     return torch.where(positive, blocks[:, :1], blocks[:, 1:])
+
+
+class Streams(NamedTuple):
+    """Two generators for two ways to draw: how much one of them takes does not move the other."""
+
+    multinomial: np.random.Generator
+    uniform: np.random.Generator
 
 
 class BlockSampler:
     """Draws from the blocks of one weight with q_j = s_j / (sum of s over the block's `rest`).
 
-    s, positive, rest: (neurons, n); `rest` marks the weights to draw from, all others have q = 0. The work is done by
-    parts of rows on the CPU: of what is as large as the weight nothing is kept but what was given.
+    s, positive, rest: (neurons, n); `rest` marks the weights to draw from, all others have q = 0. totals: these sums
+    where they are known already, (neurons, 2) float64; of blocks without a rest any number. The work is done by
+    parts of rows on the CPU, in parallel: of what is as large as the weight nothing is kept but what was given.
     """
 
-    def __init__(self, s: Tensor, positive: Tensor, rest: Tensor) -> None:
+    def __init__(self, s: Tensor, positive: Tensor, rest: Tensor, totals: Tensor | None = None) -> None:
         self.s, self.positive, self.rest = s, positive, rest
-        self.totals = block_sums(s, positive, rest)
+        self.totals = block_sums(s, positive, rest) if totals is None else totals
 
     @property
     def q(self) -> Tensor:
@@ -44,14 +55,10 @@ class BlockSampler:
         """The probabilities of some rows."""
         return Chances(*(t[rows].cpu() for t in (self.s, self.positive, self.rest, self.totals)))
 
-    def parts(self) -> Iterator[slice]:
-        """Rows, a part at a time."""
-        return row_parts(*self.s.shape)
-
     def expected_distinct(self, draws: Tensor) -> Tensor:
         """Claim C6 for every block: (neurons, 2), from draws (neurons, 2)."""
         given = draws.double().cpu()
-        found = [self.chances(rows).expected_distinct(given[rows]) for rows in self.parts()]
+        found = over_parts(lambda rows: self.chances(rows).expected_distinct(given[rows]), *self.s.shape)
         return torch.cat(found).to(draws.device)
 
     def draws_for(self, distinct: Tensor) -> Tensor:
@@ -66,17 +73,20 @@ class BlockSampler:
         target = distinct.double().cpu()
         # Blocks that draw nothing: all three are 0.
         found = torch.zeros(3, *target.shape, dtype=torch.float64)
-        for rows in self.parts():
+
+        def invert(rows: slice) -> None:
             if bool(target[rows].any()):
                 chances = self.chances(rows)
                 draws = chances.draws_for(target[rows])
                 found[:, rows] = torch.stack([draws, *chances.distinct_and_next(draws.floor())])
+
+        over_parts(invert, *self.s.shape)
         real, now, more = found.to(distinct.device)
         return real, now, more
 
     def draw(self, draws: Tensor, rng: np.random.Generator) -> Tensor:
         """Counts n_j of a multinomial for each block: (neurons, n) int64."""
-        return self.chances(slice(None)).draw(draws.long().cpu(), rng).to(self.s.device)
+        return self.chances(slice(None)).draw(draws.long().cpu(), Streams(*rng.spawn(2))).to(self.s.device)
 
 
 class Chances:
@@ -136,51 +146,78 @@ class Chances:
             draws = torch.where(open_, draws + step, draws).clamp(max=_MOST_DRAWS)
         return draws
 
-    def draw(self, draws: Tensor, rng: np.random.Generator) -> Tensor:
-        """Counts n_j of a multinomial for each block: (rows, n) int64."""
+    def draw(
+        self,
+        draws: Tensor,
+        streams: Streams,
+        turn: AbstractContextManager[None] = nullcontext(),  # noqa: B008  # it has no state
+    ) -> Tensor:
+        """Counts n_j of a multinomial for each block: (rows, n) int64. The streams are used within `turn` only.
+
+        Blocks take from them row by row, so that the counts do not depend on which rows are a part.
+        """
         columns = self.q.shape[1]
         counts = torch.zeros(self.q.shape, dtype=torch.int64)
         # Inverting the distribution function takes time by the draw, numpy's multinomial by the weight.
         few = (draws > 0) & (draws < 4 * columns) & (columns >= _FEWEST_WEIGHTS)
-        for column, sign in enumerate((self.plus, self.minus)):
-            rows = ((draws[:, column] > 0) & ~few[:, column]).nonzero().flatten()
-            if rows.numel():
-                q = self.q[rows] * sign[rows]
-                # numpy insists that probabilities do not pass 1 by rounding, and gives the last one all that rounding
-                # leaves over: the largest, where it does not show (and never one with q = 0).
-                q, order = (q / q.sum(1, keepdim=True).clamp(min=1)).sort(dim=1)
-                drawn: npt.NDArray[np.int64] = rng.multinomial(draws[rows, column].numpy(), q.numpy())
-                counts[rows] += torch.zeros_like(order).scatter(1, order, torch.from_numpy(drawn))
-            rows = few[:, column].nonzero().flatten()
-            cumulative = (self.q[rows] * sign[rows]).cumsum(1).numpy()
-            for row, size, reached in zip(rows.tolist(), draws[rows, column].tolist(), cumulative, strict=True):
-                counts[row] += torch.from_numpy(_inverted(reached, size, rng))
+        many = (draws > 0) & ~few
+        # numpy insists that probabilities do not pass 1 by rounding, and gives the last one all that rounding leaves
+        # over: the largest, where it does not show (and never one with q = 0).
+        q, (rows, _) = self._blocks(many)
+        q, order = (q / q.sum(1, keepdim=True).clamp(min=1)).sort(dim=1)
+        sizes = draws[few]
+        with turn:
+            drawn: npt.NDArray[np.int64] = streams.multinomial.multinomial(draws[many].numpy(), q.numpy())
+            uniform = 1 - streams.uniform.random(int(sizes.sum()))
+        counts.index_add_(0, rows, torch.zeros_like(order).scatter_(1, order, torch.from_numpy(drawn)))
+        q, (rows, _) = self._blocks(few)
+        each = np.split(uniform, sizes.cumsum(0)[:-1].numpy())
+        for row, cumulative, numbers in zip(rows.tolist(), q.cumsum(1).numpy(), each, strict=False):
+            counts[row] += torch.from_numpy(_inverted(cumulative, numbers))
         return counts
 
+    def _blocks(self, chosen: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Of the blocks chosen by a mask (rows, 2), row by row: q (blocks, n), 0 outside; and the blocks' places."""
+        row, column = chosen.nonzero(as_tuple=True)
+        sign = self.plus[row].sub_(column[:, None]).abs_()
+        return sign.mul_(self.q[row]), (row, column)
 
-def _inverted(cumulative: npt.NDArray[np.float64], draws: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Counts of `draws` draws, each the first weight at which the cumulative probability reaches a uniform number.
 
-    Uniform on (0, total]: no draw passes the end by rounding, and none stops at a weight with q = 0, at which the sum
+def _inverted(cumulative: npt.NDArray[np.float64], uniform: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Counts of draws, each the first weight at which the cumulative probability reaches a uniform number on (0, 1].
+
+    Scaled to (0, total]: no draw passes the end by rounding, and none stops at a weight with q = 0, at which the sum
     does not rise.
     """
-    uniform = (1 - rng.random(draws)) * cumulative[-1]
-    uniform.sort()  # in order they are found faster
-    return np.bincount(np.searchsorted(cumulative, uniform), minlength=len(cumulative))
+    reached = uniform * cumulative[-1]
+    reached.sort()  # in order they are found faster
+    return np.bincount(np.searchsorted(cumulative, reached), minlength=len(cumulative))
 
 
 def reweighted(sampler: BlockSampler, weight: Tensor, draws: Tensor, rng: np.random.Generator) -> Tensor:
-    """what_j = n_j / (m q_j) w_j after draws (neurons, 2) from each block, in the dtype of the weight (claim C9)."""
+    """what_j = n_j / (m q_j) w_j after draws (neurons, 2) from each block, in the dtype of the weight (claim C9).
+
+    The same for any number of threads and any size of the parts: they draw in the order of the rows.
+    """
+    streams = Streams(*rng.spawn(2))
     result = torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device)
-    for rows in sampler.parts():
-        whole = draws[rows].cpu().long()
-        if bool(whole.any()):
-            chances = sampler.chances(rows)
-            # Where nothing was drawn 0 is divided: by anything but 0.
-            expected = chances.spread(whole.double()).mul_(chances.q).clamp_(min=5e-324)
-            factor = chances.draw(whole, rng).double().div_(expected)
-            # Adding 0 turns the -0 of a negative weight into 0.
-            result[rows] = factor.mul_(weight[rows].cpu().double()).add_(0.0).to(weight)
+    turns = Turns()
+
+    def fill(rows: slice) -> None:
+        try:
+            whole = draws[rows].cpu().long()
+            if bool(whole.any()):
+                chances = sampler.chances(rows)
+                counts = chances.draw(whole, streams, turns.turn(rows))
+                # Where nothing was drawn 0 is divided: by anything but 0.
+                expected = chances.spread(whole.double()).mul_(chances.q).clamp_(min=5e-324)
+                # Adding 0 turns the -0 of a negative weight into 0.
+                factor = counts.double().div_(expected)
+                result[rows] = factor.mul_(weight[rows].cpu().double()).add_(0.0).to(weight)
+        finally:
+            turns.done(rows)
+
+    over_parts(fill, *weight.shape)
     return result
 
 

@@ -1,8 +1,9 @@
 """Methods that score each weight and keep the largest scores: only the score differs."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from sipp_bench.allocation import apportion
 from sipp_bench.errors import OptionError
 from sipp_bench.methods.protocol import Method, Observation, Selection
-from sipp_bench.sensitivity import row_parts
+from sipp_bench.parts import over_parts
 
 Scope = Literal["global", "layer", "output"]
 
@@ -95,23 +96,36 @@ class _Layer:
         self.has_zeros = int(torch.count_nonzero(weight)) < weight.numel()
         self.mask = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)
 
-    def numbers(self) -> Iterator[tuple[slice, Tensor]]:
-        """By parts of rows: the scores, -1 for a weight that is 0 already."""
-        for part in row_parts(*self.weight.shape):
-            numbers = self.scores[part].flatten(1).to(self.weight.device, self.dtype)
-            yield part, torch.where(self.weight[part] == 0, -1.0, numbers) if self.has_zeros else numbers
+    def numbers(self, part: slice) -> Tensor:
+        """Of a part of rows: the scores, -1 for a weight that is 0 already."""
+        numbers = self.scores[part].flatten(1).to(self.weight.device, self.dtype)
+        return torch.where(self.weight[part] == 0, -1.0, numbers) if self.has_zeros else numbers
+
+    def count(self, histogram: Tensor) -> None:
+        """Add the number of scores in each bin to `histogram`."""
+        lock = Lock()
+
+        def add(part: slice) -> None:
+            counts = torch.bincount(_bins(self.numbers(part)).flatten(), minlength=_BINS).cpu()
+            with lock:
+                histogram.add_(counts)
+
+        over_parts(add, *self.weight.shape)
 
     def keep_above(self, least: int) -> tuple[Tensor, Tensor, Tensor]:
         """Mark what is in a bin above; of what is in the bin itself: positions in the weight, scores, |w|."""
-        inside = []
-        for part, numbers in self.numbers():
+
+        def mark(part: slice) -> tuple[Tensor, Tensor, Tensor]:
+            numbers = self.numbers(part)
             bins = _bins(numbers)
             self.mask[part] = bins > least
             places = torch.from_numpy(np.flatnonzero((bins == least).cpu().numpy()))
             chosen = places.to(numbers.device)
             magnitudes = self.weight[part].flatten()[chosen].abs().to(self.dtype)
             first = part.start * self.weight.shape[1]
-            inside.append((places + first, numbers.flatten()[chosen].cpu(), magnitudes.cpu()))
+            return places + first, numbers.flatten()[chosen].cpu(), magnitudes.cpu()
+
+        inside = over_parts(mark, *self.weight.shape)
         places, scores, magnitudes = (torch.cat(column) for column in zip(*inside, strict=True))
         return places, scores, magnitudes
 
@@ -126,8 +140,7 @@ def _keep_largest(layers: Sequence[_Layer], count: int) -> None:
         return
     histogram = torch.zeros(_BINS, dtype=torch.int64)
     for layer in layers:
-        for _, numbers in layer.numbers():
-            histogram += torch.bincount(_bins(numbers).flatten(), minlength=_BINS).cpu()
+        layer.count(histogram)
     reached = histogram.flip(0).cumsum(0).flip(0)
     least = int((reached >= min(count, int(reached[0]))).nonzero()[-1])
     inside = [layer.keep_above(least) for layer in layers]
@@ -164,7 +177,9 @@ def _keep_largest_of_rows(layer: _Layer, count: int) -> None:
     """Mark the largest of each row; the rows share the count."""
     rows, columns = layer.weight.shape
     shares = _shares([columns] * rows, torch.count_nonzero(layer.weight, 1).tolist(), count)
-    for part, numbers in layer.numbers():
+
+    def mark(part: slice) -> None:
+        numbers = layer.numbers(part)
         share = torch.from_numpy(shares[part]).to(numbers.device)[:, None]
         # numpy sorts values many times faster than torch.
         ascending = torch.from_numpy(np.sort(numbers.cpu().numpy(), axis=1)).to(numbers.device)
@@ -179,6 +194,8 @@ def _keep_largest_of_rows(layer: _Layer, count: int) -> None:
             first = (torch.arange(columns, device=keys.device) < missing[crowded]).expand_as(order)
             kept[crowded] |= torch.zeros_like(first).scatter(1, order, first)
         layer.mask[part] = kept
+
+    over_parts(mark, rows, columns)
 
 
 def _shares(sizes: Sequence[int], nonzero: Sequence[int], budget: int) -> npt.NDArray[np.int64]:

@@ -4,6 +4,7 @@ A plan says for each block which weights are kept as they are, and how many of t
 rest is dropped). It depends on the sensitivities alone; what is drawn is decided before any draw (claim C9).
 """
 
+import functools
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from sipp_bench.guarantee import Guarantee
 from sipp_bench.methods.protocol import Method, Observation, Selection
 from sipp_bench.methods.sampling import BlockSampler, by_block, reweighted, whole_draws
 from sipp_bench.methods.scores import Rows, keep_only, largest
+from sipp_bench.parts import block_sums
 from sipp_bench.points import Points
-from sipp_bench.sensitivity import PatchReduction, Sensitivity, block_sums, measure_sensitivity
+from sipp_bench.sensitivity import PatchReduction, Sensitivity, measure_sensitivity
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,10 @@ class SippObservation(Observation):
         layer = self.sensitivity[name]
         return layer.values.flatten(1), layer.positive.flatten(1)
 
-    def live(self, name: str) -> Tensor:
-        """Weights with s > 0 in each block: (neurons, 2) float64 whole numbers."""
-        s, positive = self.rows(name)
-        return block_sums(s > 0, positive)
+    @functools.cached_property
+    def live(self) -> dict[str, Tensor]:
+        """By name, weights with s > 0 in each block: (neurons, 2) float64 whole numbers."""
+        return {name: block_sums(layer.values > 0, layer.positive) for name, layer in self.sensitivity.items()}
 
 
 @dataclass(frozen=True)
@@ -89,23 +91,23 @@ class SippMethod(Method):
         """Plan, draw, reweight; see `Method.select`."""
         assert isinstance(observation, SippObservation)
         plan = self.plan(observation, weights, budget)
-        samplers = {}
+        samplers, rest = {}, {}
         for name, distinct in plan.distinct.items():
+            s, positive = observation.rows(name)
+            rest[name] = block_sums(s, positive, ~plan.kept[name])
             if bool(distinct.any()):
-                s, positive = observation.rows(name)
-                samplers[name] = BlockSampler(s, positive, by_block(distinct > 0, positive) & ~plan.kept[name])
+                drawn = by_block(distinct > 0, positive) > plan.kept[name]
+                samplers[name] = BlockSampler(s, positive, drawn, rest[name])
         draws = whole_draws(samplers, {name: plan.distinct[name] for name in samplers}) if samplers else {}
         pruned, epsilon = {}, {}
         for name, weight in weights.items():
-            s, positive = observation.rows(name)
             draws.setdefault(name, torch.zeros_like(plan.distinct[name], dtype=torch.int64))
             rows = keep_only(weight.flatten(1), plan.kept[name])
             if name in samplers:
                 # No weight is both kept and drawn.
                 rows += reweighted(samplers.pop(name), weight.flatten(1), draws[name], rng)
             pruned[name] = rows.reshape(weight.shape)
-            rest = block_sums(s, positive, ~plan.kept[name])
-            epsilon[name] = self.epsilon(rest, draws[name], observation)
+            epsilon[name] = self.epsilon(rest[name], draws[name], observation)
         return Selection(pruned, plan.requested(), self._guarantee(observation, epsilon, draws))
 
     def epsilon(self, rest: Tensor, draws: Tensor, observation: SippObservation) -> Tensor:

@@ -27,14 +27,14 @@ class SippHybrid(SamplingMethod):
         """The better split, and in each block the better branch."""
         delta = self.split_delta(observation)
         return better_split(
-            observation, weights, budget, delta, lambda rest, share: self._better_branch(rest, share, delta)
+            observation, weights, budget, delta, lambda rest, share, live: self._better_branch(rest, share, live, delta)
         )
 
     @staticmethod
-    def _better_branch(rest: Tensor, share: Tensor, delta: float) -> tuple[Tensor, Tensor]:
+    def _better_branch(rest: Tensor, share: Tensor, live: Tensor, delta: float) -> tuple[Tensor, Tensor]:
         """Keep the whole share and drop the rest, or nothing and draw from all: how many to keep, and the bound."""
         dropping = rest.gather(-1, share[..., None])[..., 0].clamp(max=1)
         # A block with its whole share needs no draw; without a share there is none to make.
-        may_draw = (share > 0) & (share < torch.count_nonzero(rest, -1))
+        may_draw = (share > 0) & (share < live)
         drawing = torch.where(may_draw, bernstein_epsilon(rest[..., 0], share.clamp(min=1), delta), torch.inf)
         return torch.where(drawing < dropping, 0, share), torch.minimum(dropping, drawing)

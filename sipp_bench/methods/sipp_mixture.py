@@ -26,7 +26,9 @@ class SippMixture(SamplingMethod):
     def plan(self, observation: SippObservation, weights: Mapping[str, Tensor], budget: int) -> Plan:
         """The better split, and in each block the best k."""
         delta = self.split_delta(observation)
-        return better_split(observation, weights, budget, delta, lambda rest, share: self._best_k(rest, share, delta))
+        return better_split(
+            observation, weights, budget, delta, lambda rest, share, _: self._best_k(rest, share, delta)
+        )
 
     def epsilon(self, rest: Tensor, draws: Tensor, observation: SippObservation) -> Tensor:
         """Claim C13; with no draws it is claim C2."""

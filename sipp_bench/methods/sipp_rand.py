@@ -31,7 +31,7 @@ class SippRand(SamplingMethod):
         kept, distinct = {}, {}
         for name, share in shares.items():
             s, positive = observation.rows(name)
-            dense = share >= observation.live(name)
-            kept[name] = by_block(dense, positive) & (s > 0)
+            dense = share >= observation.live[name]
+            kept[name] = by_block(dense, positive).logical_and_(s > 0)
             distinct[name] = torch.where(dense, 0, share)
         return Plan(kept, distinct)

@@ -1,6 +1,6 @@
 """Splitting a budget of kept weights over the blocks, for the methods that draw (claims C3 and C5)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -9,7 +9,9 @@ from torch import Tensor
 from sipp_bench.allocation import allocate_whole
 from sipp_bench.methods.sampling import by_block
 from sipp_bench.methods.sipp import Plan, SippObservation, keep_top
-from sipp_bench.sensitivity import block_sums, row_parts
+from sipp_bench.parts import block_sums, over_parts
+
+BestK = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def split_for_draws(observation: SippObservation, budget: int, delta: float) -> dict[str, Tensor]:
@@ -19,7 +21,7 @@ def split_for_draws(observation: SippObservation, budget: int, delta: float) -> 
     weights that are kept, and the bound is at most eps(m), since m distinct weights take at least m draws.
     """
     names = list(observation.sensitivity)
-    live = [observation.live(name) for name in names]
+    live = [observation.live[name] for name in names]
     counts = allocate_whole(
         torch.cat([observation.sensitivity[name].totals.flatten() for name in names]),
         torch.cat([block.flatten() for block in live]),
@@ -45,13 +47,13 @@ def better_split(
     weights: Mapping[str, Tensor],
     budget: int,
     delta: float,
-    best_k: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    best_k: BestK,
 ) -> Plan:
     """The plan of smaller cost among those for the split of claim C3 and that of claim C5; both depend on s alone.
 
-    best_k: for blocks of any shape (...), from T_R after keeping the k largest s, (..., n + 1) for k = 0..n, and the
-    share of each block, (...): how many to keep, the rest of the share being drawn, and the bound. Cost: the weighted
-    sum of the bounds.
+    best_k: for blocks of any shape (...), from T_R after keeping the k largest s, (..., n + 1) for k = 0..n, the share
+    of each block and its number of weights with s > 0, (...): how many to keep, the rest of the share being drawn, and
+    the bound. Cost: the weighted sum of the bounds.
     """
     if (everything := keep_all_live(observation, weights, budget)) is not None:
         return everything
@@ -59,22 +61,30 @@ def better_split(
     costs = [0.0] * len(splits)
     choices: list[dict[str, tuple[Tensor, Tensor]]] = [{} for _ in splits]
     for name, c in observation.block_weights.items():
-        s, positive = observation.rows(name)
-        # Of every block in each split: k, the k-th largest s, the bound.
-        found = torch.zeros(len(splits), 3, *c.shape, dtype=torch.float64, device=c.device)
-        for rows in row_parts(*s.shape):
-            ordered = descending(s[rows], positive[rows])
-            rest = rest_totals(ordered)
-            for split, shares in zip(found, splits, strict=True):
-                k, bound = best_k(rest, shares[name][rows])
-                least = ordered.gather(2, (k - 1).clamp(min=0)[..., None])[..., 0]
-                split[:, rows] = torch.stack([k.double(), least.double(), bound])
+        given = [shares[name] for shares in splits]
+        found = _best_of_blocks(*observation.rows(name), given, observation.live[name], best_k)
         for index, (k, least, bound) in enumerate(found):
             costs[index] += float((c * bound).sum())
             choices[index][name] = k.long(), least
     best = min(range(len(splits)), key=costs.__getitem__)
     kept = {name: top_of_blocks(observation, name, weights[name], *choices[best][name]) for name in splits[best]}
     return Plan(kept, {name: share - choices[best][name][0] for name, share in splits[best].items()})
+
+
+def _best_of_blocks(s: Tensor, positive: Tensor, splits: Sequence[Tensor], live: Tensor, best_k: BestK) -> Tensor:
+    """Of every block in each split: k, the k-th largest s, the bound; (splits, 3, neurons, 2) float64."""
+
+    def choose(rows: slice) -> Tensor:
+        ordered = descending(s[rows], positive[rows])
+        rest = rest_totals(ordered)
+        found = []
+        for shares in splits:
+            k, bound = best_k(rest, shares[rows], live[rows])
+            least = ordered.gather(2, (k - 1).clamp(min=0)[..., None])[..., 0]
+            found.append(torch.stack([k.double(), least.double(), bound]))
+        return torch.stack(found)
+
+    return torch.cat(over_parts(choose, *s.shape), 2)
 
 
 def descending(s: Tensor, positive: Tensor) -> Tensor:
@@ -102,7 +112,8 @@ def top_of_blocks(observation: SippObservation, name: str, weight: Tensor, k: Te
     s, positive = observation.rows(name)
     top = torch.zeros(s.shape, dtype=torch.bool, device=s.device)
     threshold = torch.where(k > 0, least, torch.inf).to(s.dtype)
-    for rows in row_parts(*s.shape):
+
+    def mark(rows: slice) -> None:
         signs = positive[rows]
         at = by_block(threshold[rows], signs)
         kept = (s[rows] >= at) & (weight[rows].flatten(1) != 0)
@@ -114,6 +125,8 @@ def top_of_blocks(observation: SippObservation, name: str, weight: Tensor, k: Te
             place = torch.where(sign, (tie & sign).cumsum(1), (tie & ~sign).cumsum(1))
             kept[crowded] = above | (tie & (place <= by_block(missing, sign)))
         top[rows] = kept
+
+    over_parts(mark, *s.shape)
     return top
 
 
@@ -122,8 +135,7 @@ def keep_all_live(observation: SippObservation, weights: Mapping[str, Tensor], b
 
     The rest of the budget goes to weights that are never active on S, the largest |w| first. None if it doesn't.
     """
-    live = sum(int(torch.count_nonzero(observation.rows(name)[0])) for name in weights)
-    if budget < live:
+    if budget < sum(int(observation.live[name].sum()) for name in weights):
         return None
     unweighted = {name: torch.ones_like(c) for name, c in observation.block_weights.items()}
     even = SippObservation(observation.scores, observation.skipped, observation.sensitivity, unweighted)

@@ -5,8 +5,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from sipp_bench.errors import CheckpointError, ModelError, OptionError, PointsError, StoreError
 from sipp_bench.files import write_atomically
+from sipp_bench.parts import one_thread
 from sipp_bench.zoo import checkpoints, models
 from sipp_bench.zoo.checkpoints import load_checkpoint
 from sipp_bench.zoo.data import DataSet
@@ -31,7 +31,6 @@ __all__ = [
     "Trained",
     "default_cache_dir",
     "load_checkpoint",
-    "one_thread",
     "pretrained_model",
     "recipe_for",
     "train",
@@ -262,14 +261,3 @@ def _description(network: str, data: DataSet, seed: int, recipe: Recipe) -> dict
         "recipe": recipe.description(),
         "seed": seed,
     }
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Sums are split between threads, so their rounding depends on the number of threads; hold it at one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

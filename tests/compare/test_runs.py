@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sipp_bench.compare import Comparison, compare
@@ -46,7 +47,7 @@ def write_run(path: Path, meta: dict[str, Any] = META) -> Path:
             }  # fmt: skip
             jitter = 1 + 0.01 * (index % 5)
             timing = {f"{part}_seconds": jitter for part in ("fit", "prune", "evaluate", "check")}
-            store.write_cell(cell, result, timing)
+            store.write_cell(cell, result, timing, predicted={"dense": np.array([1])})
     return path
 
 

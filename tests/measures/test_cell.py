@@ -7,7 +7,7 @@ import torch
 from samples import build, small_network
 
 import sipp_bench as sb
-from sipp_bench.measures import calibration, cost, groups, predictions
+from sipp_bench.measures import calibration, cost, groups, predictions, storage
 from sipp_bench.measures.cell import cost_measures, prediction_measures
 from sipp_bench.records import plain, to_json
 
@@ -50,7 +50,12 @@ def test_dense_and_pruned_are_not_mixed_up() -> None:
 def test_costs() -> None:
     network, x = build(small_network), torch.rand(20, 2, 6, 6)
     pruned = sb.prune(network, x, method="magnitude", keep=0.2)
-    assert cost_measures(network, x[:1], pruned.masks) == {
+    sizes = storage.file_sizes(pruned.model, pruned.masks)
+    assert cost_measures(network, x[:1], pruned.model, pruned.masks) == {
         "compression_ratio": cost.compression_ratio(network, pruned.masks),
         "theoretical_speedup": cost.theoretical_speedup(network, x[:1], pruned.masks),
+        "file_bytes_dense": sizes.dense,
+        "file_bytes_csr": sizes.csr,
+        "file_bytes_bitmap": sizes.bitmap,
     }
+    assert sizes.bitmap < sizes.dense

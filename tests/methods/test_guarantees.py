@@ -244,7 +244,7 @@ def test_c12_the_better_end_and_c13_no_worse(instance, keep: float) -> None:
         cost = 0.0
         for name, share in split.items():
             rest = rest_totals(descending(*observation.rows(name)))
-            cost += float(hybrid.method._better_branch(rest, share, 0.5)[1].sum())
+            cost += float(hybrid.method._better_branch(rest, share, observation.live[name], 0.5)[1].sum())
         assert costs[0] <= cost + 1e-9
 
 

@@ -15,7 +15,7 @@ from small_networks import build
 from torch import Tensor, nn
 
 import sipp_bench as sb
-from sipp_bench.methods.sampling import BlockSampler, Chances, reweighted, whole_draws
+from sipp_bench.methods.sampling import BlockSampler, Chances, Streams, reweighted, whole_draws
 from sipp_bench.metrics import block_errors
 
 
@@ -29,7 +29,7 @@ class ScriptedChances(Chances):
 
     script: Tensor
 
-    def draw(self, draws: Tensor, rng: np.random.Generator) -> Tensor:
+    def draw(self, draws: Tensor, streams: Streams, *_: object) -> Tensor:
         return self.script
 
 
@@ -254,6 +254,13 @@ class _Edges:
     def random(self, size: int) -> np.ndarray:
         return np.resize([0.0, np.nextafter(1, 0)], size)
 
+    def spawn(self, count: int) -> "list[_Edges]":
+        return [self] * count
+
+    def multinomial(self, draws: np.ndarray, q: np.ndarray) -> np.ndarray:
+        assert draws.size == 0, "a few draws are made by uniform numbers"
+        return np.zeros(q.shape, dtype=np.int64)
+
 
 def test_uniform_numbers_at_their_ends_draw_a_live_weight() -> None:
     s = torch.rand(1, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -261,6 +268,36 @@ def test_uniform_numbers_at_their_ends_draw_a_live_weight() -> None:
     sampler = BlockSampler(s, torch.ones_like(s).bool(), torch.ones_like(s).bool())
     counts = sampler.draw(torch.tensor([[20, 0]]), _Edges())
     assert counts[0, 5] == counts[0, -6] == 10
+
+
+@pytest.mark.parametrize("method", sb.list_methods())
+def test_any_number_of_threads_gives_the_same_network(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, points = build("mlp")
+    fitted = sb.fit(model, points, method)
+    monkeypatch.setattr("sipp_bench.parts.PART", 20)
+    pruned = {}
+    for threads in (1, 3):
+        monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
+        pruned[threads] = fitted.prune(0.4, 7)
+    for name, value in pruned[1].model.state_dict().items():
+        assert torch.equal(value, pruned[3].model.state_dict()[name]), name
+
+
+def test_a_part_that_fails_ends_the_work_with_its_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = torch.rand(9, 70, generator=torch.Generator().manual_seed(0))
+    sampler = BlockSampler(s, torch.ones_like(s).bool(), torch.ones_like(s).bool())
+    monkeypatch.setattr("sipp_bench.parts.PART", 70)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    chances = sampler.chances
+
+    def failing(rows: slice) -> Chances:
+        if rows.start == 4:
+            raise MemoryError("no more")
+        return chances(rows)
+
+    monkeypatch.setattr(sampler, "chances", failing)
+    with pytest.raises(MemoryError, match="no more"):
+        reweighted(sampler, s, torch.full((9, 2), 5), np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("numbers", [1, 100, 1000])
@@ -272,11 +309,10 @@ def test_parts_of_any_size_give_the_same_network(
     model, points = build(kind)
     fitted = sb.fit(model, points, method)
     whole = fitted.prune(0.4, 7)
-    monkeypatch.setattr("sipp_bench.sensitivity.PART", numbers)
+    monkeypatch.setattr("sipp_bench.parts.PART", numbers)
     parts = fitted.prune(0.4, 7)
     if whole.guarantee is not None:
         for name, draws in whole.guarantee.draws.items():
             assert torch.equal(parts.guarantee.draws[name], draws)
             torch.testing.assert_close(parts.guarantee.epsilon[name], whole.guarantee.epsilon[name], rtol=1e-14, atol=0)
-    if whole.guarantee is None or whole.guarantee.deterministic:
-        assert parts.mask_sha256 == whole.mask_sha256
+    assert parts.mask_sha256 == whole.mask_sha256

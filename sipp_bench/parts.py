@@ -1,0 +1,95 @@
+"""Work on a weight by parts of its rows: few enough numbers at a time for the cache, parts in parallel on the CPU."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Condition
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+_Result = TypeVar("_Result")
+
+# Numbers in one part of a weight's rows (see `row_parts`): 2 MiB of float64. Fresh memory costs more than arithmetic;
+# with less, two threads wait for each other between their operations.
+PART = 1 << 18
+
+
+def row_parts(rows: int, columns: int) -> Iterator[slice]:
+    """Slices of whole rows, few enough numbers each that a handful of temporaries stays in the cache."""
+    # glibc hands freed memory back to the system beyond twice the largest block (of up to 32 MiB) that it has mapped
+    # and freed so far: after this one, never touched, one part's temporaries find those of the last still there.
+    torch.empty(24 << 20, dtype=torch.uint8)
+    step = max(1, PART // max(1, columns))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def over_parts(work: Callable[[slice], _Result], rows: int, columns: int) -> list[_Result]:
+    """What `work` gives for each of `row_parts`, in order; on as many threads as torch has, one for an operation.
+
+    A part is too small to be worth dividing an operation, and what is done to different parts does not depend on each
+    other: the results are the same for any number of threads.
+    """
+    parts, threads = list(row_parts(rows, columns)), torch.get_num_threads()
+    if threads == 1 or len(parts) == 1:
+        return [work(part) for part in parts]
+    with one_thread(), ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, parts))
+
+
+class Turns:
+    """Lets parts that are worked on in parallel do one thing in their order: draw from one generator."""
+
+    def __init__(self) -> None:
+        self._row = 0
+        self._moved = Condition()
+
+    @contextmanager
+    def turn(self, part: slice) -> Iterator[None]:
+        """The turn of `part`, after those of the parts before it."""
+        try:
+            with self._moved:
+                self._moved.wait_for(lambda: self._row >= part.start)
+            yield
+        finally:
+            self.done(part)
+
+    def done(self, part: slice) -> None:
+        """Nothing (more) to do for `part`. To be called for every part, also for one that fails: the next one waits."""
+        with self._moved:
+            self._moved.wait_for(lambda: self._row >= part.start)
+            self._row = max(self._row, part.stop)
+            self._moved.notify_all()
+
+
+def block_sums(values: Tensor, positive: Tensor, among: Tensor | None = None) -> Tensor:
+    """Sums over blocks of numbers shaped like a weight: (neurons, 2) float64, positive weights first.
+
+    among: marks the numbers that count; default all.
+    """
+    rows, signs = values.flatten(1), positive.flatten(1)
+    counted = None if among is None else among.flatten(1)
+    sums = torch.zeros(len(rows), 2, dtype=torch.float64, device=rows.device)
+
+    def add(part: slice) -> None:
+        numbers = rows[part].double()
+        if counted is not None:
+            numbers = numbers * counted[part].double()
+        # Products with 0 and 1 are exact, and several times as fast as torch.where.
+        plus = numbers * signs[part].double()
+        sums[part, 0], sums[part, 1] = plus.sum(1), (numbers - plus).sum(1)
+
+    over_parts(add, *rows.shape)
+    return sums
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums are split between threads, so their rounding depends on the number of threads; hold it at one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,143 @@
+"""Measures that a suite asks for: in the cells, of the right network, and the same again."""
+
+import copy
+import json
+from statistics import fmean
+
+import pytest
+import torch
+
+import sipp_bench as sb
+from sipp_bench import runner
+from sipp_bench.errors import SuiteError
+from sipp_bench.measures.corruptions import CLEAN, CORRUPTIONS, corruption_errors
+from sipp_bench.measures.predictions import predict
+from sipp_bench.runner import run
+from sipp_bench.store import Run
+from sipp_bench.suite import parse_suite
+from sipp_bench.zoo import data, training
+from sipp_bench.zoo.training import Recipe
+
+SUITE = """
+name = "asked"
+seeds = [1]
+keep = [0.1, 1.0]
+points = 32
+checks = []
+
+[measures]
+corruption_images = 60
+latency_repeats = 4
+random_splits = 5
+twin = true
+
+[[target]]
+network = "lenet-300-100"
+data = "digits"
+
+[[method]]
+name = "magnitude"
+
+[[method]]
+name = "random"
+scope = "layer"
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(training.RECIPES, "lenet-300-100", Recipe(epochs=6, batch_size=32, learning_rate=0.05))
+        folder = tmp_path_factory.mktemp("asked")
+        return run(parse_suite(SUITE, "asked.toml"), folder / "run", cache_dir=folder / "cache", progress=False)
+
+
+@pytest.fixture(scope="module")
+def networks(finished: Run) -> tuple[data.DataSet, torch.nn.Module, sb.Pruned]:
+    """The data, the dense network and its magnitude-pruned one, made again from the cache."""
+    dataset = data.load("digits", seed=1)
+    recipe = Recipe(epochs=6, batch_size=32, learning_rate=0.05)
+    cache = finished.path.parent / "cache"
+    dense = training.trained_model("lenet-300-100", dataset, seed=1, cache_dir=cache, recipe=recipe).model
+    return dataset, dense, sb.prune(dense, dataset.points.images[:8], method="magnitude", keep=0.1)
+
+
+def test_a_network_that_keeps_everything_is_as_good_as_the_dense_one(finished: Run) -> None:
+    whole = finished.cells.query("keep == 1")
+    assert len(whole) == 2, finished.cells["error"].tolist()
+    assert set(whole["excess_error"]) == {0}
+    assert list(whole["corrupted_accuracy"]) == list(whole["dense_corrupted_accuracy"])
+    assert set(whole["split_percentile"]) == {50}, "all splits keep everything"
+    assert (whole["split_accuracies"].map(set) == whole["dense_accuracy"].map(lambda accuracy: {accuracy})).all()
+
+
+def test_corruptions_are_those_of_the_pruned_network_on_the_sample(
+    finished: Run, networks: tuple[data.DataSet, torch.nn.Module, sb.Pruned]
+) -> None:
+    dataset, dense, pruned = networks
+    row = finished.cells.query("method == 'magnitude' and keep == 0.1").iloc[0]
+    assert row["mask_sha256"] == pruned.mask_sha256
+    sample = runner._draw(dataset.test, 60, 1)
+    errors, before = (corruption_errors(n, sample.images, sample.labels, seed=1) for n in (pruned.model, dense))
+    assert row["corruption_errors"].keys() == CORRUPTIONS.keys()
+    assert row["corruption_errors"]["contrast"][4] == errors["contrast", 5]
+    spoiled = [key for key in errors if key != CLEAN]
+    assert row["corrupted_accuracy"] == pytest.approx(1 - fmean(errors[key] for key in spoiled))
+    assert row["dense_corrupted_accuracy"] == pytest.approx(1 - fmean(before[key] for key in spoiled))
+    excess = fmean(errors[key] - errors[CLEAN] - before[key] + before[CLEAN] for key in spoiled)
+    assert row["excess_error"] == pytest.approx(excess)
+    assert excess != 0
+
+
+def test_percentiles_are_among_random_splits_of_the_same_budget(finished: Run) -> None:
+    cells = finished.cells.query("keep == 0.1").set_index("method")
+    one, other = cells["split_accuracies"]
+    assert one == other, "all methods are compared with the same splits"
+    assert len(one) == 5
+    assert len(set(one)) > 1
+    for accuracy, percentile in zip(cells["accuracy"], cells["split_percentile"], strict=True):
+        beaten = sum(accuracy > split for split in one) + sum(accuracy == split for split in one) / 2
+        assert percentile == pytest.approx(100 * beaten / 5)
+
+
+def test_the_twin_is_another_network_on_the_same_data(
+    finished: Run, networks: tuple[data.DataSet, torch.nn.Module, sb.Pruned]
+) -> None:
+    dataset, dense, _ = networks
+    cells = finished.cells
+    assert cells["twin_agreement"].nunique() == cells["twin_accuracy"].nunique() == 1
+    own = torch.from_numpy(finished.predictions(cells["id"][0])["dense"])
+    agreements = []
+    for checkpoint in (finished.path.parent / "cache").glob("*.safetensors"):
+        network = copy.deepcopy(dense)
+        training.load_checkpoint(network, checkpoint)
+        agreements.append(float((own == predict(network, dataset.test.images).argmax(1)).double().mean()))
+    assert sorted(agreements) == [cells["twin_agreement"][0], 1.0], "the twin's, and the dense network's own"
+
+
+def test_latencies_are_raw_samples_apart_from_the_results(finished: Run) -> None:
+    for column in ("latency_dense_seconds", "latency_pruned_seconds"):
+        assert finished.timings[column].map(len).tolist() == [4] * 4
+        assert all(second > 0 for samples in finished.timings[column] for second in samples)
+    cell = json.loads(next(finished.path.glob("cells/*k0.1.json")).read_text())
+    assert not any("seconds" in key for key in cell)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("random_splits = 5", "random_splits = -1", "random_splits"),
+        ("twin = true", "twin = 1", "twin"),
+        ("twin = true", "sibling = true", "sibling"),
+        ("checks = []", 'protocol = "retrain"', "random_splits are pruned and not retrained"),
+        (
+            'network = "lenet-300-100"\ndata = "digits"',
+            'network = "resnet-18"\ndata = "imagenet"\nweights = "pretrained"',
+            "no twin of it can be trained",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(old: str, new: str, message: str) -> None:
+    assert old in SUITE
+    with pytest.raises(SuiteError, match=message):
+        parse_suite(SUITE.replace(old, new), "asked.toml")

@@ -20,12 +20,12 @@ from sipp_bench.points import (
     Inputs,
     Points,
     batch_length,
-    check_batch_size,
     check_finite,
     digest,
     from_numpy,
     iterate_batches,
     raw_batches,
+    require_batch_size,
     separate,
 )
 from sipp_bench.ranks import Ranks
@@ -62,7 +62,7 @@ class Batches:
     @classmethod
     def repeatable(cls, points: Points, batch_size: int, device: torch.device, ranks: Ranks) -> "Batches":
         """For several passes or ranks; a DataLoader's sampler is read to its end here, and not again."""
-        check_batch_size(batch_size)
+        require_batch_size(batch_size)
         order = None
         if isinstance(points, np.ndarray):
             points = from_numpy(points)

@@ -281,7 +281,7 @@ def parse_options(texts: list[str]) -> dict[str, Any]:
             raise OptionError(f"--option {text!r} is not of the form KEY=VALUE.")
         try:
             options[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):  # not TOML; or a number of thousands of digits
             options[key] = value
     return options
 

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sipp_bench.errors import ModelError, PointsError
+from sipp_bench.measures.predictions import check
 from sipp_bench.patches import patch_chunks
-from sipp_bench.points import Points, call_model, iterate_batches, model_device
+from sipp_bench.points import Points, call_model, iterate_batches, model_device, require_batch_size
 from sipp_bench.quadrants import activation_signs, block_magnitudes, full_precision, quadrant_sums
 from sipp_bench.tracing import Call, tracing
 
@@ -21,7 +22,10 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int =
     """`accuracy`: fraction of points whose largest logit is the label's; `loss`: mean cross-entropy in nats.
 
     In eval mode; both are summed in float64 over batches in order, so that one batch size gives one result.
+    Raises PointsError unless labels are classes of the network, one for each image, and OptionError for a batch size
+    below 1.
     """
+    require_batch_size(batch_size)
     if len(images) != len(labels) or len(images) == 0:
         raise PointsError(
             f"evaluate needs as many labels as images and at least one, not {len(images)}, {len(labels)}."
@@ -31,8 +35,9 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int =
     with torch.no_grad(), tracing(model, _ignore):
         for x, y in zip(images.split(batch_size), labels.to(device).split(batch_size), strict=True):
             logits = call_model(model, x.to(device))
+            check(logits, y)
             correct += int((logits.argmax(1) == y).sum())
-            loss += float(F.cross_entropy(logits.double(), y, reduction="sum"))
+            loss += float(F.cross_entropy(logits.double(), y.long(), reduction="sum"))
     return {"accuracy": correct / len(images), "loss": loss / len(images)}
 
 

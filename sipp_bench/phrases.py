@@ -45,4 +45,12 @@ def _what(problem: ErrorDetails, key: str, tables: dict[str, type[BaseModel]]) -
     if kind == "missing":
         table = f" at least one [[{key}]], or the suite has no cells" if key in tables else " it"
         return f"is missing; add{table}"
-    return f"{_WRONG_TYPE.get(kind, problem['msg'])}, not {problem['input']!r}"
+    return f"{_WRONG_TYPE.get(kind, problem['msg'])}, not {_shown(problem['input'])}"
+
+
+def _shown(value: object, most: int = 300) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write out numbers of more than some thousand digits
+        return "a number of thousands of digits"
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -1,5 +1,6 @@
 """Points from files: arrays as they are, images as classification networks of torchvision expect them."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def read_points(path: Path | str, *, image_size: int = 224, limit: int | None = 
     try:
         array = _READERS[path.suffix](path)
     except FileNotFoundError as error:
-        raise PointsError(f"There is no file {path} with points.") from error
+        raise PointsError(f"There is no file {path} with points. Check its name.") from error
     except PointsError:
         raise
     except Exception as error:  # damaged files raise whatever their format's reader raises
@@ -44,7 +45,8 @@ def read_points(path: Path | str, *, image_size: int = 224, limit: int | None = 
         raise PointsError(
             f"{path} has {array.dtype} numbers. Scale them as the network expects and save them as float32."
         )
-    return torch.from_numpy(np.array(array[:limit], dtype=np.float32))
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which points must not be
+        return torch.from_numpy(np.array(array[:limit], dtype=np.float32))
 
 
 def _read_images(folder: Path, size: int, limit: int | None) -> Tensor:
@@ -72,6 +74,11 @@ def read_image(file: Path, size: int) -> npt.NDArray[np.uint8]:
     return np.array(square).transpose(2, 0, 1).copy()
 
 
+def memory_bytes() -> int:
+    """Bytes of memory in this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**63
+
+
 def _only_array(path: Path, arrays: Mapping[str, Any]) -> Any:
     if len(arrays) != 1:
         names = ", ".join(sorted(arrays)) or "none"
@@ -85,6 +92,12 @@ def _read_npy(path: Path) -> Any:
 
 def _read_npz(path: Path) -> Any:
     with np.load(path, allow_pickle=False) as arrays:
+        # Compressed arrays may be a thousand times as large as their file.
+        needed, there = sum(entry.file_size for entry in arrays.zip.infolist()), memory_bytes()
+        if needed > there / 2:
+            raise PointsError(
+                f"{path} needs {needed / 2**30:.0f} GB of memory of {there / 2**30:.0f}. Save fewer points, or as .npy."
+            )
         return _only_array(path, dict(arrays))
 
 

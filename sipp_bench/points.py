@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from sipp_bench.errors import OptionError, PointsError, SippBenchError
 
@@ -25,7 +25,7 @@ def iterate_batches(points: Points, batch_size: int, device: torch.device) -> It
     whose own batch size is kept. A dict goes to the network as keyword arguments, without "label" and "labels".
     Raises PointsError for no points at all, or points with NaN or infinity; OptionError for a batch size below 1.
     """
-    check_batch_size(batch_size)
+    require_batch_size(batch_size)
     count = 0
     for batch in raw_batches(points, batch_size):
         inputs, labels = separate(batch, device)
@@ -38,10 +38,10 @@ def iterate_batches(points: Points, batch_size: int, device: torch.device) -> It
         raise PointsError(NO_POINTS)
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raise OptionError for a batch size below 1."""
-    if batch_size < 1:
-        raise OptionError(f"batch_size must be at least 1, not {batch_size}.")
+def require_batch_size(batch_size: object) -> None:
+    """Raise OptionError unless it is a whole number of at least 1."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise OptionError(f"batch_size is a whole number of at least 1, not {batch_size!r}.")
 
 
 def batch_length(inputs: Inputs) -> int:
@@ -66,6 +66,27 @@ def call_model(model: nn.Module, inputs: Inputs) -> Any:
             f"{reason[0] if reason else type(error).__name__}. "
             "Check that the points have the shape and dtype that the network expects."
         ) from error
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device of that name. Raises OptionError when there is none, or torch cannot use it."""
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise OptionError(
+            f"The device {device!r} cannot be used: {reason}. Name one that torch has, such as 'cpu'."
+        ) from error
+    return found
+
+
+def shuffles(points: object) -> bool:
+    """Whether a DataLoader gives its Dataset's rows in another order than theirs, as far as its samplers tell."""
+    if not isinstance(points, DataLoader) or isinstance(points.dataset, IterableDataset):
+        return False
+    sampler = points.sampler if points.batch_sampler is None else getattr(points.batch_sampler, "sampler", None)
+    return not isinstance(sampler, SequentialSampler)
 
 
 def model_device(model: nn.Module) -> torch.device:

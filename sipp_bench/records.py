@@ -1,7 +1,7 @@
 """What the files of a run folder hold: values to JSON text and arrays to safetensors, and back, checked.
 
-The JSON is standard: keys sorted, NaN written as null, infinities as the strings "Infinity" and "-Infinity".
-The same content gives the same bytes.
+The JSON is standard: keys sorted, NaN written as null, infinities as the strings "Infinity" and "-Infinity". Every file
+carries a hash of its content. The same content gives the same bytes.
 """
 
 import functools
@@ -26,6 +26,11 @@ A new key that may be missing goes into the schema alone. A key that goes away o
 version, and `store.load_run` must go on reading the old one.
 """
 
+SEAL = "content_sha256"
+"""The key of a JSON file's hash over everything else in it."""
+
+_DEPTH = 32
+
 Arrays = Mapping[str, Mapping[str, NDArray[Any]]]
 """Weight name -> array name -> array of shape (neurons, 2); the second axis is (+ block, - block)."""
 
@@ -35,17 +40,57 @@ def to_json(content: Mapping[str, Any]) -> str:
     return json.dumps(plain(content), allow_nan=False, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
 
 
+def sealed_json(content: Mapping[str, Any]) -> str:
+    """As `to_json`, with a hash of all the rest under `SEAL`, by which `read_json` notices what was changed since."""
+    return to_json({**content, SEAL: _seal(content)})
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises StoreError, naming it, when it cannot be read or is damaged."""
+    """The object in a JSON file, without its seal; files of before have none.
+
+    Raises StoreError, naming the file, when it cannot be read, is not as it was written, or is more than results need:
+    nested deeply, or with numbers beyond 64 bits.
+    """
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise StoreError(f"Cannot read {path}: {error.strerror}. {_repair(path)}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise damaged(path) from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not _is_plain(content):
+        raise damaged(path)
+    seal = content.pop(SEAL, None)
+    # Another format may have another seal; `check_format` refuses it in better words.
+    if seal not in (None, _seal(content)) and content.get("format", FORMAT) == FORMAT:
         raise damaged(path)
     return content
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in content.items() if key != SEAL}
+    return hashlib.sha256(json.dumps(plain(rest), allow_nan=False, sort_keys=True).encode()).hexdigest()
+
+
+def _is_plain(content: Any) -> bool:
+    """Whether it is what `to_json` writes, in a depth that results have."""
+    level = [content]
+    for _ in range(_DEPTH):
+        inner: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                inner += each.keys()
+                inner += each.values()
+            elif isinstance(each, list):
+                inner += each
+            elif isinstance(each, str):
+                if not each.isascii() and any("\ud800" <= letter <= "\udfff" for letter in each):
+                    return False  # half a surrogate pair, which nothing can print
+            elif isinstance(each, int | float) and not abs(each) < (math.inf if isinstance(each, float) else 2**63):
+                return False
+        if not inner:
+            return True
+        level = inner
+    return False
 
 
 def check_format(path: Path, content: Mapping[str, Any]) -> None:

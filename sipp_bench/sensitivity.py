@@ -16,7 +16,7 @@ from sipp_bench.errors import ModelError, OptionError, PointsError
 from sipp_bench.memory import held_bytes, processes_here, room
 from sipp_bench.parts import block_sums
 from sipp_bench.passes import merge_ranks, run_passes
-from sipp_bench.points import NO_POINTS, Points, digest, model_device
+from sipp_bench.points import NO_POINTS, Points, digest, model_device, usable_device
 from sipp_bench.ranks import Group, Ranks
 from sipp_bench.tracing import check_parameters, unmeasured
 
@@ -255,7 +255,7 @@ def _prepare(
             "different numbers here: give the network inside it, model.module."
         )
     check_parameters(model)
-    target = model_device(model) if device is None else torch.device(device)
+    target = model_device(model) if device is None else usable_device(device)
     if target != model_device(model):
         model = copy.deepcopy(model).to(target)
     wanted = _matching(model, layers)
@@ -284,6 +284,8 @@ def _matching(model: nn.Module, layers: Sequence[str] | str | None) -> set[str]:
         return set(names)
     chosen: set[str] = set()
     for pattern in [layers] if isinstance(layers, str) else layers:
+        if not isinstance(pattern, str):
+            raise OptionError(f"layers are names or patterns, not {pattern!r}. The weights are: {', '.join(names)}.")
         hits = {name for name in names if any(fnmatch.fnmatchcase(n, pattern) for n in (name, name.rpartition(".")[0]))}
         if not hits:
             raise OptionError(f"No layer of the network matches {pattern!r}. Its weights are: {', '.join(names)}.")

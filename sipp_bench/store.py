@@ -12,8 +12,9 @@
 `records` says how values are written, `schemas/` which keys the JSON files have.
 """
 
+import contextlib
 import fcntl
-import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any, Self
 import pandas as pd
 from numpy.typing import NDArray
 
+from sipp_bench import run_schema
 from sipp_bench.errors import StoreError
 from sipp_bench.files import write_atomically
 from sipp_bench.records import (
@@ -34,7 +36,7 @@ from sipp_bench.records import (
     pack_predictions,
     plain,
     read_json,
-    to_json,
+    sealed_json,
     unpack,
     unpack_predictions,
 )
@@ -114,7 +116,9 @@ class Store:
         try:
             _refuse_strange_folder(self.path)
             self._cells.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
+            _refuse_way_out(self.path, self._cells)
+            # Not through a link: a folder that somebody else made could have anything behind it.
+            self._lock = os.fdopen(os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w")
         except OSError as error:
             raise StoreError(
                 f"Cannot write to the run folder {self.path}: {error.strerror}. Choose another with -o."
@@ -122,7 +126,8 @@ class Store:
         try:
             self._take_lock()
             for leftover in [*self.path.glob(".*.tmp"), *self._cells.glob(".*.tmp")]:
-                leftover.unlink()
+                with contextlib.suppress(OSError):
+                    leftover.unlink()
             self._meta = self._begin(plain(meta))
             self._status = {cell: _read_cell(self.path, cell)["status"] for cell in _ids(self.path, self._meta)}
         except BaseException:
@@ -171,10 +176,11 @@ class Store:
         `result` is everything but the cell's own keys; `traceback` is for a failed cell.
         """
         trace = self._cells / f"{cell.id}.traceback.txt"
-        trace.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where this cannot be removed, the next line says so
+            trace.unlink()
         if traceback is not None:
             write_atomically(trace, traceback)
-        write_atomically(_timing_path(self.path, cell.id), to_json(timing))
+        write_atomically(_timing_path(self.path, cell.id), sealed_json(timing))
         described = None
         if blocks:
             content, described = pack(blocks)
@@ -186,7 +192,7 @@ class Store:
         keys = {"network": cell.network, "data": cell.data, "seed": cell.seed, "method": cell.method}
         record = {"format": FORMAT, "id": cell.id, **keys, "keep": cell.keep, **result, "blocks": described}
         record["predictions"] = classes
-        write_atomically(_cell_path(self.path, cell.id), to_json(record))
+        write_atomically(_cell_path(self.path, cell.id), sealed_json(record))
         self._status[cell.id] = str(result["status"])
 
     def _take_lock(self) -> None:
@@ -212,13 +218,13 @@ class Store:
             )
         system = {key: meta[key] for key in _SYSTEM if key in meta}
         latest = (self._meta["resumed"] or [self._meta])[-1]
-        if any(latest[key] != value for key, value in system.items()):
+        if any(latest.get(key) != value for key, value in system.items()):
             self._meta["resumed"].append(system)
             self._write_meta()
         return self._meta
 
     def _write_meta(self) -> None:
-        write_atomically(self.path / "run.json", to_json(self._meta))
+        write_atomically(self.path / "run.json", sealed_json(self._meta))
 
 
 @dataclass(frozen=True)
@@ -261,15 +267,15 @@ def load_run(path: Path | str) -> Run:
     path = Path(path)
     meta = _read_meta(path)
     cells = [_read_cell(path, cell) for cell in _ids(path, meta)]
-    timings = [{"id": cell["id"], **read_json(_timing_path(path, cell["id"]))} for cell in cells]
+    timings = [read_json(_timing_path(path, cell["id"])) | {"id": cell["id"]} for cell in cells]
     return Run(
         path=path,
         meta=meta,
-        cells=_table(cells, _CELLS),
-        layers=_table(_rows_of("layers", cells), _LAYERS),
-        checks=_table(_rows_of("checks", cells), _CHECKS),
-        timings=_table(timings, _TIMINGS),
-        skipped=_table(_skipped(cells), _SKIPPED),
+        cells=_table(path, cells, _CELLS),
+        layers=_table(path, _rows_of("layers", cells), _LAYERS),
+        checks=_table(path, _rows_of("checks", cells), _CHECKS),
+        timings=_table(path, timings, _TIMINGS),
+        skipped=_table(path, _skipped(cells), _SKIPPED),
     )
 
 
@@ -286,12 +292,13 @@ def _skipped(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _table(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
+def _table(path: Path, rows: list[dict[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
     table = {}
     for name, dtype in columns.items():
         values = [row.get(name) for row in rows]
         if dtype == "float64":  # null is NaN, and float() reads "Infinity"
-            values = [math.nan if value is None else float(value) for value in values]
+            files = (_cell_path(path, row["id"]) for row in rows)
+            values = [run_schema.number(file, value) for file, value in zip(files, values, strict=True)]
         table[name] = pd.Series(values, dtype=dtype)
     return pd.DataFrame(table)
 
@@ -313,7 +320,13 @@ def _predictions_path(path: Path, cell_id: str) -> Path:
 
 
 def _ids(path: Path, meta: Mapping[str, Any]) -> list[str]:
-    return [cell for cell in meta["cells"] if _cell_path(path, cell).exists()]
+    return [cell for cell in meta["cells"] if _cell_path(path, cell).is_file()]
+
+
+def _refuse_way_out(path: Path, entry: Path) -> None:
+    """Raise StoreError when `entry` of a run folder is a link that leads out of it."""
+    if entry.is_symlink() and not entry.resolve().is_relative_to(path.resolve()):
+        raise StoreError(f"{entry} is a link that leads out of the run folder. Put what it leads to there instead.")
 
 
 def _refuse_strange_folder(path: Path) -> None:
@@ -328,22 +341,27 @@ def _read_meta(path: Path) -> dict[str, Any]:
     file = path / "run.json"
     if not file.is_file():
         raise StoreError(f"{path} is not a run folder: it has no run.json. Make one with: sipp-bench run SUITE")
+    for entry in (file, path / "cells"):
+        _refuse_way_out(path, entry)
     meta = read_json(file)
     check_format(file, meta)
-    if not {"suite", "cells", "data", "checkpoints", "resumed"} <= meta.keys():
-        raise damaged(file)
+    run_schema.require(run_schema.Meta, file, meta)
     return meta
 
 
 def _read_cell(path: Path, cell_id: str) -> dict[str, Any]:
     file, arrays, predictions = (where(path, cell_id) for where in (_cell_path, _arrays_path, _predictions_path))
+    timing = _timing_path(path, cell_id)
+    for entry in (file, timing, arrays, predictions):
+        _refuse_way_out(path, entry)
     cell = read_json(file)
     check_format(file, cell)
-    if cell.get("id") != cell_id or cell.get("status") not in ("done", "failed") or "blocks" not in cell:
+    run_schema.require(run_schema.Cell, file, cell)
+    if cell["id"] != cell_id:
         raise damaged(file)
     for file, described in ((arrays, cell["blocks"]), (predictions, cell.get("predictions"))):
         if described and not (file.is_file() and file.stat().st_size == described["bytes"]):
             raise damaged(file)
-    if not _timing_path(path, cell_id).is_file():
-        raise damaged(_timing_path(path, cell_id))
+    if not timing.is_file():
+        raise damaged(timing)
     return cell

@@ -31,6 +31,9 @@ from sipp_bench.protocols import Protocol, list_protocols, make_protocol
 from sipp_bench.suite_tables import Measures, Method, Table, Target, choose, distinct, require, require_label, slug
 
 CHECKS = ("C2", "C10", "C12", "C13")
+MOST_LETTERS = 220
+"""In a cell's id: with what is added to it, file systems take 255."""
+
 SAMPLE_SIZE = "sample-size"
 """The value of `points` that stands for the authors' rule, `sb.sample_size`."""
 
@@ -149,6 +152,16 @@ class Suite(Table):
             raise ValueError("random_splits are pruned and not retrained: measure them with the protocol one-shot")
         return self
 
+    @model_validator(mode="after")
+    def _cells_fit_for_files(self) -> "Suite":
+        longest = max((cell.id for cell in self.cells()), key=len)
+        require(
+            len(longest) <= MOST_LETTERS,
+            f"names a cell {longest[:40]}, with {len(longest)} letters too long for file names: make the path of the "
+            "data, or the label of the method, shorter",
+        )
+        return self
+
     def make_protocol(self) -> Protocol:
         """The protocol with its options."""
         return make_protocol(self.protocol, **self.protocol_options)
@@ -204,7 +217,10 @@ def parse_suite(text: str, source: str) -> Suite:
     """The suite that `text` describes; `source` names it in errors. Raises SuiteError as load_suite does."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        text.encode()
+    except RecursionError as error:
+        raise SuiteError(f"{source} is nested too deeply: a suite has lists of tables, and no deeper.") from error
+    except ValueError as error:  # TOMLDecodeError, a number of thousands of digits, half a surrogate pair
         raise SuiteError(f"{source} is not TOML: {error}.") from error
     try:
         suite = Suite.model_validate(table)

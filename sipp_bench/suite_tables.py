@@ -1,6 +1,7 @@
 """The tables of a suite file, [[target]] and [[method]], and the checks that every table shares."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -131,6 +132,6 @@ def choose(name: str, allowed: Iterable[str], kind: str) -> str:
 def distinct(values: _Values, hint: str = "") -> _Values:
     """`values` if there is at least one and none twice."""
     require(len(values) > 0, "must not be empty, or the suite has no cells")
-    twice = sorted({str(value) for value in values if list(values).count(value) > 1})
+    twice = sorted(str(value) for value, times in Counter(values).items() if times > 1)
     require(not twice, f"has {', '.join(twice)} twice{hint}")
     return values

@@ -111,7 +111,8 @@ class _Tracer(TorchFunctionMode):
                 x = x.unsqueeze(0)
         call = self._call(weight, slice(0, weight.shape[0]), x, geometry)
         if self.derive is not None and x.ndim == arguments["input"].ndim:
-            derived = self.derive(call)
+            with _carrying():
+                derived = self.derive(call)
             if derived is not None:
                 bias = arguments.get("bias")
                 return derived if bias is None else derived + bias.reshape(-1, *[1] * (weight.ndim - 2))
@@ -123,7 +124,8 @@ class _Tracer(TorchFunctionMode):
         return Call(name, weight.detach()[rows], rows, x.detach(), geometry)
 
     def _observed(self, call: Call, output: Tensor) -> Tensor:
-        replacement = self.observe(call, output)
+        with _carrying():
+            replacement = self.observe(call, output)
         return output if replacement is None else replacement
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, rows: slice | None = None) -> Tensor:
@@ -163,6 +165,22 @@ class _Tracer(TorchFunctionMode):
         return self._linear(attended, out_weight, out_bias), attention_weights
 
 
+class _Carried(BaseException):
+    """An observer's error on its way through the network's code, which must not take it for one of its own."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
+@contextlib.contextmanager
+def _carrying() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise _Carried(error) from error
+
+
 @contextlib.contextmanager
 def tracing(model: nn.Module, observe: Observer, derive: Derive | None = None) -> Iterator[Trace]:
     """While the block runs, `observe` receives each linear map of `model`; the network is in eval mode.
@@ -170,7 +188,8 @@ def tracing(model: nn.Module, observe: Observer, derive: Derive | None = None) -
     derive: asked first, for all but attention's projections; the network computes, and `observe` receives, what it
     returns None for.
 
-    Every module's training flag, and torch's fast path for attention, are as before when the block ends.
+    Every module's training flag, and torch's fast path for attention, are as before when the block ends. What
+    `observe` and `derive` raise ends the block as it is, whatever the network's code would make of it.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     modes = [(module, module.training) for module in model.modules()]
@@ -182,14 +201,18 @@ def tracing(model: nn.Module, observe: Observer, derive: Derive | None = None) -
         torch.backends.mha.set_fastpath_enabled(False)
         with _Tracer(names, observe, trace, derive):
             yield trace
+    except _Carried as carried:
+        raise carried.error from carried.error.__cause__
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, mode in modes:
             module.training = mode
 
 
-def check_parameters(model: nn.Module) -> None:
-    """Raise ModelError when a parameter is not initialised yet, or holds NaN or infinity (which one)."""
+def check_parameters(model: object) -> None:
+    """Raise ModelError when this is no network, or a parameter is not initialised yet, or holds NaN or infinity."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"The network must be a torch.nn.Module, not a {type(model).__name__}.")
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ModelError(f"Parameter {name!r} is not initialised: run the network once on a point first.")

@@ -154,7 +154,14 @@ def test_every_cell_of_today_is_complete(today: list[Path]) -> None:
         wanted = SCHEMAS["cell"]["properties"].keys() - (RETRAINING if folder == today[0] else ASKED)
         assert {content["status"] for content in cells} == ({"done"} if folder == today[0] else {"done", "failed"})
         for content in cells:
-            expected = wanted if content["status"] == "done" else {*SCHEMAS["cell"]["required"], "predictions"}
+            expected = (
+                wanted
+                if content["status"] == "done"
+                else {
+                    *SCHEMAS["cell"]["required"],
+                    *("predictions", "content_sha256"),
+                }
+            )
             assert content.keys() == expected
 
 

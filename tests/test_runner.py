@@ -16,6 +16,7 @@ import torch
 import sipp_bench as sb
 from sipp_bench import runner
 from sipp_bench.errors import StoreError
+from sipp_bench.records import SEAL, read_json, sealed_json
 from sipp_bench.report.collect import collect
 from sipp_bench.runner import run
 from sipp_bench.store import Run, load_run
@@ -301,10 +302,10 @@ def test_interruption_stops_at_once(suite: Suite, cache: Path, tmp_path: Path, m
 
 def test_another_checkpoint_is_refused(suite: Suite, cache: Path, undisturbed: Run, tmp_path: Path) -> None:
     run(suite, tmp_path, cache_dir=cache, progress=False)
-    meta = json.loads((tmp_path / "run.json").read_text())
+    meta = read_json(tmp_path / "run.json")
     for entry in meta["checkpoints"].values():
         entry["sha256"] = "another"
-    (tmp_path / "run.json").write_text(json.dumps(meta))
+    (tmp_path / "run.json").write_text(sealed_json(meta))
     next((tmp_path / "cells").glob("*random--s0--k0.3.json")).unlink()
     with pytest.raises(StoreError, match="is not what it was"):
         run(suite, tmp_path, cache_dir=cache, progress=False)
@@ -360,7 +361,7 @@ def test_cells_without_retraining_add_nothing_but_measures_to_the_first_version(
         *("compression_ratio", "theoretical_speedup", "file_bytes_dense", "file_bytes_csr", "file_bytes_bitmap"),
         *("predictions", "dense_validation_accuracy"),
     }
-    assert set(cell) - measures == {
+    assert set(cell) - measures - {SEAL} == {
         *("format", "id", "network", "data", "seed", "method", "keep", "blocks", "status", "error", "method_name"),
         *("options", "weights", "requested", "kept", "achieved_keep", "multiply_adds", "dense_multiply_adds"),
         *("mask_sha256", "checkpoint_sha256", "num_points", "delta", "guarantee", "skipped", "layers", "checks"),

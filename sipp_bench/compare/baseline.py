@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sipp_bench.errors import OptionError, StoreError
 from sipp_bench.files import write_atomically
-from sipp_bench.records import read_json, to_json
+from sipp_bench.records import read_json, sealed_json
 from sipp_bench.store import load_run
 
 HISTORY = "history.json"
@@ -36,12 +36,12 @@ def update(run: Path | str, output: Path | str, reason: str) -> Path:
 
     fresh = output.with_name(f".{output.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
-    write_atomically(fresh / "run.json", to_json(loaded.meta))
+    write_atomically(fresh / "run.json", sealed_json(loaded.meta))
     for cell in loaded.cells["id"]:
         content = read_json(loaded.path / "cells" / f"{cell}.json") | {"blocks": None, "predictions": None}
-        write_atomically(fresh / "cells" / f"{cell}.json", to_json(content))
+        write_atomically(fresh / "cells" / f"{cell}.json", sealed_json(content))
         timing = read_json(loaded.path / "cells" / f"{cell}.timing.json")
-        write_atomically(fresh / "cells" / f"{cell}.timing.json", to_json(timing))
+        write_atomically(fresh / "cells" / f"{cell}.timing.json", sealed_json(timing))
     write_atomically(fresh / HISTORY, json.dumps(history, indent=1, ensure_ascii=False) + "\n")
     if output.exists():
         old = output.with_name(f".{output.name}.old")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,7 +89,7 @@ def machine(run: Mapping[str, Any]) -> Any:
         return None
     if isinstance(info.get("machine"), dict):
         return info["machine"]
-    cpu = info.get("cpu") or {}
+    cpu = info.get("cpu")
     if not isinstance(cpu, dict) or not cpu.get("brand_raw"):
         return None
     return [info.get("system"), info.get("release"), info.get("machine"), cpu["brand_raw"], cpu.get("count")]
@@ -122,8 +123,13 @@ def _is_benchmark(content: Any) -> bool:
     return all(_are_numbers(each) for each in lists)
 
 
+def _is_number(value: Any) -> bool:
+    # JSON's whole numbers have no end, floats do.
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
+
+
 def _are_numbers(samples: Any) -> bool:
-    return samples is None or (isinstance(samples, list) and all(isinstance(each, int | float) for each in samples))
+    return samples is None or (isinstance(samples, list) and all(map(_is_number, samples)))
 
 
 def _by_name(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

@@ -131,7 +131,7 @@ def _layers(
             f"{name} {key} {old[key]} -> {recent[key]}" for key in ("requested", "kept") if old[key] != recent[key]
         ]
         # Two blocks a neuron. Without checks the number of neurons is not recorded: the whole weight is an upper bound.
-        fan_in = int(old["weights"]) * 2 // blocks.get(name, 2)
+        fan_in = int(old["weights"]) * 2 // max(1, blocks.get(name, 2))
         for key in ("epsilon_max", "epsilon_mean"):
             a, b = float(old[key]), float(recent[key])
             if not (a == b or (math.isnan(a) and math.isnan(b)) or abs(a - b) <= epsilon_tolerance(a, b, fan_in)):

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from sipp_bench.errors import OptionError, PointsError
 from sipp_bench.measures.modes import eval_mode
-from sipp_bench.points import call_model, model_device
+from sipp_bench.points import call_model, model_device, require_batch_size
 
 
 def predict(model: nn.Module, images: Tensor, batch_size: int = 128) -> Tensor:
     """The logits of `images` (n, ...), in eval mode, on the CPU: (n, classes)."""
     if len(images) == 0:
         raise PointsError("There are no images to predict: give at least one.")
+    require_batch_size(batch_size)
     device = model_device(model)
     with eval_mode(model):
         return torch.cat([call_model(model, x.to(device)).cpu() for x in images.split(batch_size)])
@@ -41,7 +42,7 @@ def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
 def losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each point, -log softmax(logits)[label], in nats: (n,) float64."""
     check(logits, labels)
-    return F.cross_entropy(logits.double(), labels, reduction="none")
+    return F.cross_entropy(logits.double(), labels.long(), reduction="none")
 
 
 def mean_loss(logits: Tensor, labels: Tensor) -> float:
@@ -112,8 +113,14 @@ def with_twin(
     }
 
 
-def check(logits: Tensor, labels: Tensor) -> None:
+def check(logits: object, labels: Tensor) -> None:
     """Raise PointsError unless these are (n, classes) and (n,) for some n > 0, with a class for every label."""
+    if not isinstance(logits, Tensor):
+        raise PointsError(
+            f"The network's output must be one tensor of logits (n, classes), not a {type(logits).__name__}."
+        )
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise PointsError(f"Labels are classes, whole numbers, not {labels.dtype}: convert them to int64.")
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or logits.numel() == 0:
         raise PointsError(
             f"Logits (n, classes) and labels (n,) are needed, n > 0, not {tuple(logits.shape)}, {tuple(labels.shape)}."

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sipp_bench.errors import ModelError, PointsError
 from sipp_bench.methods.protocol import Observation
 from sipp_bench.methods.scores import ScoreMethod
-from sipp_bench.points import Points, batch_length, call_model, iterate_batches, model_device
+from sipp_bench.points import Points, batch_length, call_model, iterate_batches, model_device, shuffles
 from sipp_bench.tracing import Call, tracing, unmeasured
 
 
@@ -38,7 +38,12 @@ class Snip(ScoreMethod):
 
     def _scores(self, model: nn.Module, points: Points, labels: Tensor | None, batch_size: int) -> Observation:
         parameters = dict(model.named_parameters())
-        labels = None if labels is None else torch.as_tensor(labels)
+        if labels is not None and shuffles(points):
+            raise PointsError(
+                "Labels are matched with points by position, but this DataLoader has an order of its own: make it with "
+                "shuffle=False, or let its Dataset give (input, label)."
+            )
+        labels = None if labels is None else _as_tensor(labels)
         sums: dict[str, Tensor] = {}
         seen = 0
 
@@ -63,6 +68,16 @@ class Snip(ScoreMethod):
         names = [name for name in parameters if name in sums and name not in trace.embedded]
         scores = {name: (parameters[name].detach() * sums[name].detach() / seen).abs() for name in names}
         return Observation(scores, unmeasured(model, trace))
+
+
+def _as_tensor(labels: object) -> Tensor:
+    try:
+        tensor = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PointsError(f"SNIP's labels are a tensor or a list of whole numbers: {error}.") from error
+    if tensor.ndim == 0:
+        raise PointsError("SNIP's labels are one for each point, not a single number.")
+    return tensor
 
 
 def _loss(model: nn.Module, logits: object, labels: Tensor | None, size: int) -> Tensor:

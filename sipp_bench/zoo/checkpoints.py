@@ -14,7 +14,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from sipp_bench.errors import CheckpointError
@@ -51,9 +50,10 @@ def load_checkpoint(model: nn.Module, path: Path | str, key: str | None = None) 
     path = Path(path)
     try:
         content = path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name with a NUL byte is no OSError
+        reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
-            f"Cannot read the checkpoint {path}: {error.strerror or error}. Check its path and permissions."
+            f"Cannot read the checkpoint {path}: {reason}. Check its path and permissions."
         ) from error
     is_safetensors = content[8:9] == b"{"  # after eight bytes of length, its header is a JSON object
     tensors = _parse_safetensors(content, path, key) if is_safetensors else _parse_torch(content, path, key)
@@ -62,6 +62,9 @@ def load_checkpoint(model: nn.Module, path: Path | str, key: str | None = None) 
     if prefixed and not any(name.startswith("module.") for name in own):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     _check_fit(own, tensors, path)
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
+            raise CheckpointError(f"{path} holds {name} sparse, quantized or without numbers. Save a dense state dict.")
     model.load_state_dict(tensors)
     return hashlib.sha256(content).hexdigest()
 
@@ -78,11 +81,13 @@ def _parse_safetensors(content: bytes, path: Path, key: str | None) -> dict[str,
     try:
         tensors = safetensors.torch.load(content)
         header_length = int.from_bytes(content[:8], "little")
-        entry = json.loads(content[8 : 8 + header_length]).get("__metadata__", {}).get(_HEADER)
+        entry = (json.loads(content[8 : 8 + header_length]).get("__metadata__") or {}).get(_HEADER)
         header = None if entry is None else json.loads(entry)
+        if isinstance(header, dict) and "sha256" not in header:
+            header = None  # what `Pruned.save` writes has notes under that name, and no digest
         intact = header is None or header["sha256"] == _digest(tensors, header["key"], header["description"])
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is truncated or damaged: {error}. {_delete(key)}") from error
+    except Exception as error:  # on damaged bytes the readers of header, tensors and notes raise about anything
+        raise CheckpointError(f"{path} is truncated or damaged: {_sentence(error)} {_delete(key)}") from error
     if not intact:
         raise CheckpointError(f"{path} was changed after it was written: its digest does not fit. {_delete(key)}")
     if key is not None and (header is None or header["key"] != key):
@@ -96,9 +101,8 @@ def _parse_torch(content: bytes, path: Path, key: str | None) -> dict[str, Tenso
     try:
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # on bytes that are no checkpoint, torch.load raises about anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: {reason} It may be truncated, or hold more than "
+            f"{path} cannot be read as a checkpoint: {_sentence(error)} It may be truncated, or hold more than "
             "tensors, which is refused because loading would run its code. Save model.state_dict() instead."
         ) from error
     for wrapper in _WRAPPERS:
@@ -110,6 +114,12 @@ def _parse_torch(content: bytes, path: Path, key: str | None) -> dict[str, Tenso
     ):
         raise CheckpointError(f"{path} holds no state dict, names with tensors. Save model.state_dict().")
     return dict(loaded)
+
+
+def _sentence(error: Exception) -> str:
+    """The first line of what an error says, as text that can be printed, ending with a full stop."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300].encode("utf-8", "replace").decode().rstrip(".") + "."
 
 
 def _delete(key: str | None) -> str:

@@ -131,8 +131,8 @@ def load(name: str, seed: int = 0, download: bool = False) -> DataSet:
     that ships it is missing, or the data differs from what was published (checked by hashes).
     """
     source = describe(name)
-    if not 0 <= seed < 2**32:
-        raise OptionError(f"The seed of a split lies in [0, 2**32 - 1], not {seed}.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise OptionError(f"The seed of a split is a whole number from 0 to 2**32 - 1, not {seed!r}.")
     if download and source.fetch is not None:
         source.fetch()
     try:

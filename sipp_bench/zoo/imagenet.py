@@ -1,8 +1,13 @@
 """Networks for ImageNet: torchvision's and timm's by their own names, the usual ones by plain names."""
 
+import contextlib
 import difflib
+import hashlib
 import importlib
 import importlib.util
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +18,8 @@ from sipp_bench.errors import ModelError, OptionError
 from sipp_bench.zoo.vision import declare_missing_operators, torchvision
 
 Weights = Literal["pretrained"] | None
+
+_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 PREFIXES = ("torchvision:", "timm:")
 PLAIN = {
@@ -63,14 +70,43 @@ def _build_torchvision(
         return networks.get_model(name, weights=None, **options)  # type: ignore[no-any-return]
     # The first weights that torchvision published, those of the literature; its later ones are trained otherwise.
     published = networks.get_model_weights(name).IMAGENET1K_V1
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(published.url).name
+    _require_published(file)
     try:
-        return networks.get_model(name, weights=published)  # type: ignore[no-any-return]
-    except (OSError, RuntimeError) as error:  # no connection, no space, or a file whose hash is not its name's
+        with _tensors_only():
+            return networks.get_model(name, weights=published)  # type: ignore[no-any-return]
+    except Exception as error:  # no connection, no space, another hash than the name's, or more than tensors
         raise ModelError(
             f"The pretrained weights of torchvision:{name} cannot be downloaded: {error}. Connect to the network, "
-            f"or put {Path(published.url).name} from a machine that is connected into "
-            f"{Path(torch.hub.get_dir()) / 'checkpoints'}."
+            f"or put {file.name} from a machine that is connected into {file.parent}."
         ) from error
+
+
+def _require_published(file: Path) -> None:
+    """Raise ModelError when `file` is there and not what was published, by the hash in its name (name-HASH.pth).
+
+    torch.hub checks that of what it downloads, but not of what it finds.
+    """
+    hashed = re.fullmatch(r".*-([0-9a-f]{8,})", file.stem)
+    if (
+        hashed is not None
+        and file.is_file()
+        and not hashlib.sha256(file.read_bytes()).hexdigest().startswith(hashed[1])
+    ):
+        raise ModelError(f"{file} is not what was published: its SHA-256 is not that of its name. Delete it.")
+
+
+@contextlib.contextmanager
+def _tensors_only() -> Iterator[None]:
+    """torchvision has no argument for it: have torch.load refuse all but tensors, since a pickle may run any code."""
+    before = os.environ.get(_ONLY)
+    os.environ[_ONLY] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_ONLY)
+        if before is not None:
+            os.environ[_ONLY] = before
 
 
 def _build_timm(name: str, input_shape: tuple[int, int, int], num_classes: int, weights: Weights = None) -> nn.Module:
@@ -81,9 +117,10 @@ def _build_timm(name: str, input_shape: tuple[int, int, int], num_classes: int, 
     if not timm.is_model(name):
         raise OptionError(f"timm has no network {name!r}. {_hint(name, timm.list_models())}")
     try:
-        return timm.create_model(  # type: ignore[no-any-return]  # timm is loaded by name
-            name, pretrained=weights is not None, num_classes=num_classes, in_chans=input_shape[0]
-        )
+        with _tensors_only():
+            return timm.create_model(  # type: ignore[no-any-return]  # timm is loaded by name
+                name, pretrained=weights is not None, num_classes=num_classes, in_chans=input_shape[0]
+            )
     except Exception as error:  # what a network refuses, and what its hub raises without a connection
         raise ModelError(
             f"timm:{name} cannot be built: {type(error).__name__}: {error}. Check the shape of the images, "

@@ -6,7 +6,6 @@ Nothing is downloaded here unless `fetch` is called, and every published file is
 import gzip
 import hashlib
 import importlib
-import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sipp_bench.errors import DataError
-from sipp_bench.point_files import IMAGENET_MEAN, IMAGENET_STD, image_files, read_image
+from sipp_bench.point_files import IMAGENET_MEAN, IMAGENET_STD, image_files, memory_bytes, read_image
 from sipp_bench.zoo.folders import data_dir, data_dirs
 from sipp_bench.zoo.vision import torchvision
+
+_LARGEST = 16 + 60_000 * 28 * 28
+"""Bytes in the largest of MNIST's files, unpacked."""
 
 Bytes = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.integer[Any]]
@@ -95,7 +97,8 @@ class Idx:
     def _content(folder: Path, name: str, sha256: str) -> Bytes:
         file = next(file for file in _either(folder, name) if file.is_file())
         try:
-            content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+            with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:
+                content = opened.read(_LARGEST + 1)  # no more: an archive may unpack to anything
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{file} cannot be read: {error}. Get the file again.") from error
         found = hashlib.sha256(content).hexdigest()
@@ -174,7 +177,7 @@ class ImageFolder:
         """Images (n, 3, size, size), class by class, and the classes' positions."""
         files = self.files()
         rows = sum(map(len, files))
-        needed, there = rows * 3 * self.size**2 * 5, _memory()
+        needed, there = rows * 3 * self.size**2 * 5, memory_bytes()
         if needed > there:
             raise DataError(
                 f"The {rows} images in {self.folder} need {needed / 2**30:.0f} GB of memory of {there / 2**30:.0f}. "
@@ -218,8 +221,3 @@ def _download(name: str, torchvision_name: str) -> None:
         raise DataError(
             f"{name} cannot be downloaded to {data_dir()}: {reason}. Connect to the network, or put its files there."
         ) from error
-
-
-def _memory() -> int:
-    """Bytes of memory in this machine."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**63

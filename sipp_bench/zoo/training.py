@@ -152,6 +152,8 @@ def _resume(
         if device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], device)
         return int(state["epoch"])
+    except FileNotFoundError:  # another process that trains the same network has just finished
+        return None
     except Exception as error:  # on bytes that are no such state, torch.load raises about anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(

@@ -1,17 +1,18 @@
 """Run folders against each other: each planted change is found, and nothing else."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sipp_bench.compare import Comparison, compare
 from sipp_bench.compare.benchmarks import LOST_REFERENCE, ONE_RUN
 from sipp_bench.compare.runs import epsilon_tolerance
 from sipp_bench.errors import OptionError, StoreError
+from sipp_bench.records import read_json, sealed_json
 from sipp_bench.store import Store
 from sipp_bench.suite import Cell
 
@@ -48,7 +49,7 @@ def write_run(path: Path, meta: dict[str, Any] = META) -> Path:
             jitter = 1 + 0.01 * (index % 5)
             timing = {f"{part}_seconds": 2 * jitter for part in ("fit", "prune", "evaluate", "check")}
             timing |= {"reference_seconds": 2.0}
-            store.write_cell(cell, result, timing)
+            store.write_cell(cell, result, timing, predicted={"dense": np.array([1])})
     return path
 
 
@@ -65,9 +66,9 @@ def new(base: Path) -> Path:
 def edit(run: Path, change: Change, cells: list[Cell] = CELLS[:1], kind: str = "json") -> None:
     for cell in cells:
         file = run / "cells" / f"{cell.id}.{kind}"
-        content = json.loads(file.read_text())
+        content = read_json(file)
         change(content)
-        file.write_text(json.dumps(content))
+        file.write_text(sealed_json(content))
 
 
 def only(comparison: Comparison, status: str) -> str:
@@ -156,9 +157,9 @@ def test_other_checkpoints_do_not_compare(base: Path, new: Path) -> None:
 
 
 def test_cells_of_other_settings_do_not_compare(base: Path, new: Path) -> None:
-    run = json.loads((new / "run.json").read_text())
+    run = read_json(new / "run.json")
     run["suite"]["sha256"] = "another"
-    (new / "run.json").write_text(json.dumps(run))
+    (new / "run.json").write_text(sealed_json(run))
     assert compare(base, new).exit_code == 0
     edit(new, lambda cell: cell.update(options={"scope": "layer"}, mask_sha256="another"))
     comparison = compare(base, new)
@@ -264,9 +265,9 @@ def test_accuracies_are_paired_by_seed(base: Path, new: Path, points: list[float
 
 
 def test_other_data_do_not_compare(base: Path, new: Path) -> None:
-    run = json.loads((new / "run.json").read_text())
+    run = read_json(new / "run.json")
     run["data"] = {"digits": {"sha256": "another"}}
-    (new / "run.json").write_text(json.dumps(run))
+    (new / "run.json").write_text(sealed_json(run))
     assert [f.status for f in compare(base, new).findings if f.kind == "accuracy"] == ["not comparable"] * 2
 
 

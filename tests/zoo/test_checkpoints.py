@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+import sipp_bench as sb
 from sipp_bench.errors import CheckpointError
 from sipp_bench.zoo import checkpoints
 from sipp_bench.zoo.training import load_checkpoint
@@ -76,6 +77,14 @@ def test_what_others_saved_is_loaded(tmp_path: Path, how: str) -> None:
     if how == "half":
         saved = {name: to_half(value).to(value.dtype) for name, value in saved.items()}
     assert equal(state(model), saved)
+
+
+def test_what_pruning_saved_is_loaded(tmp_path: Path) -> None:
+    pruned = sb.prune(network(0), torch.rand(5, 3), method="magnitude", keep=0.5)
+    path = pruned.save(tmp_path / "pruned.safetensors", {"keep": 0.5})
+    model = network(1)
+    load_checkpoint(model, path)
+    assert equal(state(model), state(pruned.model))
 
 
 def test_a_model_whose_own_names_begin_with_module_keeps_them(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_folders_that_cannot_be_split_or_held_are_refused(tmp_path: Path, monkey
     with pytest.raises(DataError, match="Give more images of each class"):
         data.load(f"folder:{tmp_path / 'pets'}")
     data._read_checked.cache_clear()
-    monkeypatch.setattr(sources, "_memory", lambda: 1000)
+    monkeypatch.setattr(sources, "memory_bytes", lambda: 1000)
     with pytest.raises(DataError, match="fewer images of each class"):
         data.load(f"folder:{tmp_path / 'pets'}")
     (tmp_path / "pets" / "empty").mkdir()

@@ -1,0 +1,128 @@
+"""What the files of a run folder must hold before anything is made of them: run folders are passed around.
+
+Of each file only what is read is described; further keys are allowed. `records` says how values are written.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, StringConstraints, ValidationError
+
+from sipp_bench.records import damaged
+from sipp_bench.suite import MOST_LETTERS
+
+CellId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+=-]*$", max_length=MOST_LETTERS)]
+"""A file name without an ending: no separator, so that no id leads out of the folder; short enough for any of them."""
+
+
+def _number(value: Any) -> float | None:
+    """A number as `records.plain` writes it."""
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return None if value is None else float(value)
+    if value in ("Infinity", "-Infinity"):
+        return float(value)
+    raise ValueError("must be a number")
+
+
+Number = Annotated[float | None, BeforeValidator(_number)]
+Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class _Shape(BaseModel):
+    # A model of pydantic has attributes of its own ("model_..."), which no key here is.
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _File(_Shape):
+    bytes: NonNegativeInt
+    sha256: str
+
+
+class _SuiteFacts(_Shape):
+    sha256: str
+    name: str = ""
+    text: str = ""
+
+
+class _System(_Shape):
+    machine: dict[str, Any] | None = None
+    versions: dict[str, Any] | None = None
+    commit: str | None = None
+    dirty: bool | None = None
+
+
+class Meta(_System):
+    """run.json."""
+
+    suite: _SuiteFacts
+    cells: list[CellId]
+    data: dict[str, dict[str, Any]]
+    checkpoints: dict[str, dict[str, Any]]
+    resumed: list[_System]
+    started: str = ""
+
+
+class Layer(_Shape):
+    """One row of a cell's layers."""
+
+    layer: str
+    weights: Integer
+    requested: Integer
+    kept: Integer
+
+
+class Check(_Shape):
+    """One row of a cell's checks."""
+
+    claim: str
+    on: str
+    layer: str
+    verdict: str
+    blocks: Integer
+    vacuous: Integer
+    exceeding: Integer
+    points: Integer
+    drawn: Integer
+    exceeding_certain: Integer
+    active: Integer
+
+
+class Cell(_Shape):
+    """ID.json of a cell; the columns of numbers are checked as the tables are made."""
+
+    id: CellId
+    network: str
+    data: str
+    seed: Integer
+    method: str
+    keep: float
+    status: Literal["done", "failed"]
+    blocks: _File | None
+    predictions: _File | None = None
+    method_name: str | None = None
+    error: str | None = None
+    mask_sha256: str | None = None
+    checkpoint_sha256: str | None = None
+    retrained_sha256: str | None = None
+    options: dict[str, Any] = {}
+    class_accuracies: list[Number] | None = None
+    class_loss_changes: list[Number] | None = None
+    layers: list[Layer] = []
+    checks: list[Check] = []
+
+
+def require(shape: type[BaseModel], file: Path, content: Any) -> None:
+    """Raise StoreError, naming `file`, unless `content` has that shape."""
+    try:
+        shape.model_validate(content)
+    except (ValidationError, OverflowError) as error:
+        raise damaged(file) from error
+
+
+def number(file: Path, value: Any) -> float:
+    """A number that was read from `file`: null is NaN. Raises StoreError for anything else."""
+    try:
+        found = _number(value)
+    except (ValueError, OverflowError) as error:
+        raise damaged(file) from error
+    return float("nan") if found is None else found

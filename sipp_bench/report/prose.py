@@ -85,22 +85,19 @@ def _against_magnitude(target: Target) -> list[str]:
     pairs = table[table["pairs"] > 0]
     if pairs.empty:
         return [f"{opening} no SiPP and magnitude pruning at the same keep ratio to compare.{winners}"]
-    groups = {
-        "behind": pairs[pairs["difference"] < 0],
-        "ahead": pairs[pairs["difference"] > 0],
-        "level": pairs[pairs["difference"] == 0],
-    }
-    parts = [f"{word} at keep {_extent(rows)}" for word, rows in groups.items() if len(rows)]
+    shown = pairs["difference"].round(3)  # as it is written, in tenths of points
+    groups = {"behind": pairs[shown < 0], "ahead": pairs[shown > 0], "level": pairs[shown == 0]}
+    parts = [f"{word} at keep {_extent(rows, word != 'level')}" for word, rows in groups.items() if len(rows)]
     compared = f"against the best magnitude variant, the best SiPP variant is {'; '.join(parts)}"
     return [f"{opening} {compared}.{winners}"]
 
 
-def _extent(rows: pd.DataFrame) -> str:
-    """At which keep ratios, and the largest difference in points."""
+def _extent(rows: pd.DataFrame, differ: bool) -> str:
+    """At which keep ratios, and the largest difference in points if they differ."""
     keeps = ", ".join(map(share, rows["keep"]))
     largest = rows.iloc[int(rows["difference"].abs().argmax())]
     points = f"{100 * abs(largest['difference']):.1f} points"
-    if largest["difference"] == 0:
+    if not differ:
         return keeps
     return f"{keeps}, by {points}" if len(rows) == 1 else f"{keeps}, by up to {points} (at {share(largest['keep'])})"
 

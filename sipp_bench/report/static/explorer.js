@@ -92,7 +92,9 @@
       const ring = trace([model], `model ${"AB"[which]}`, { symbol: "circle-open", size: 19, color: "#c00000", line: { width: 2.5 } });
       groups.push({ ...ring, mode: "markers+text", text: ["AB"[which]], textposition: "top center", hoverinfo: "skip", hovertemplate: null, showlegend: false });
     });
-    const axisOf = (axis, id) => ({ title: { text: plain(axis.label) }, automargin: true, ...($(id).checked ? { type: "log", dtick: "D2" } : { type: "linear" }) });
+    // Plotly writes the 2 of 20 and of 200 as a small 2.
+    const logTicks = { tickvals: [-4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6].flatMap((power) => [1, 2, 5].map((digit) => Number(`${digit}e${power}`))) };
+    const axisOf = (axis, id) => ({ title: { text: plain(axis.label) }, automargin: true, ...($(id).checked ? { type: "log", ...logTicks } : { type: "linear" }) });
     const layout = {
       xaxis: axisOf(x, "x-log"), yaxis: axisOf(y, "y-log"), height: 520, margin: { t: 30, r: 15, l: 50, b: 45 },
       font: { family: "system-ui, sans-serif", color: "#1d2328" }, paper_bgcolor: "#fff", plot_bgcolor: "#fff",

@@ -496,7 +496,7 @@ COMMANDS: dict[str, tuple[list[str], list[str]]] = {
     "nothing to compare": (["compare", "a", "b"], ["There is no a", "pytest-benchmark"]),
     "benchmarks that are an array": (["compare", "points.npy", "points.npy"], ["points.npy", "not JSON"]),
     "benchmarks of another program": (["compare", "list.json", "list.json"], ["list.json", "pytest --benchmark-json"]),
-    "benchmarks without numbers": (["compare", "words.json", "words.json"], ["words.json", "not written by pytest-benchmark"]),
+    "benchmarks without numbers": (["compare", "words.json", "words.json"], ["words.json", "pytest-benchmark"]),
     "a baseline without a run": (["baseline", "runs", "-o", "base", "--reason", "x"], ["runs", "run.json"]),
 }  # fmt: skip
 

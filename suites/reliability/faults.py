@@ -4,9 +4,10 @@
 
 The suite has 6 cells of a small network, which is trained on the way. One undisturbed run says what each file must be.
 
-kill        SIGKILL after a random time, drawn uniformly from the time that an undisturbed run takes once all is
-            imported; then the folder is looked at, and the run goes on there. A folder in which the run has come to its
-            end is compared and left for a new one, without trained networks
+kill        SIGKILL after a random time of the processor, drawn uniformly from what an undisturbed run takes once all
+            is imported, so that other programs on the machine do not shift the moments; then the folder is looked at,
+            and the run goes on there. A folder in which the run has come to its end is compared and left for a new one,
+            without trained networks
 disk full   the run folder on a disk of so many KiB; then the disk is enlarged and the run goes on
 read-only   the run folder on a disk that is mounted read-only, half of its cells done
 two runs    two processes started on one folder at once
@@ -67,8 +68,19 @@ class Started:
     pid: int
     errors: Path
 
-    def kill(self) -> None:
+    def kill_after(self, seconds: float) -> None:
+        """SIGKILL once its main thread has had so many seconds of a processor, or is at its end."""
+        while (had := self.cpu_seconds()) is not None and had < seconds:
+            time.sleep(0.002)
         os.kill(self.pid, signal.SIGKILL)
+
+    def cpu_seconds(self) -> float | None:
+        """Of its main thread; None once it has ended."""
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            return None if state == "Z" else int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[0]) / 1e9
+        except OSError:
+            return None
 
     def finish(self) -> tuple[int, str]:
         """Exit code, below 0 for a signal, and what it said on the way out."""
@@ -147,9 +159,11 @@ class Judge:
 def kills(suite: Path, work: Path, judge: Judge, wanted: int, seed: int) -> Iterator[dict[str, Any]]:
     """One entry a kill; every run in whose folder processes were killed comes to its end."""
     chance, killed, number = random.Random(seed), 0, 0
-    began = time.perf_counter()
-    start(suite, work / "first", work / "first-cache").finish()
-    seconds = time.perf_counter() - began  # here and now: other programs may be running
+    first, seconds = start(suite, work / "first", work / "first-cache"), 0.0
+    while (had := first.cpu_seconds()) is not None:
+        seconds = had
+        time.sleep(0.002)
+    first.finish()
     while killed < wanted:
         folder, cache, before, code = work / f"kill-{number}", work / f"kill-cache-{number}", set[str](), -9
         while code == -signal.SIGKILL:
@@ -158,14 +172,15 @@ def kills(suite: Path, work: Path, judge: Judge, wanted: int, seed: int) -> Iter
                 code, said = process.finish()
                 break
             moment = chance.uniform(0, seconds)
-            time.sleep(moment)
-            process.kill()
+            process.kill_after(moment)
             code, said = process.finish()
             if code == -signal.SIGKILL:
                 killed += 1
-                entry = {"folder": number, "after_seconds": moment, "of_seconds": seconds} | judge.look(folder, before)
+                entry: dict[str, Any] = {"folder": number}
+                entry |= {"after_cpu_seconds": moment, "of_cpu_seconds": seconds} | judge.look(folder, before)
                 before |= finished(results(folder))
                 yield entry | {"training_left_off": len([*cache.glob("*.state")])}
+        assert code == 0, said
         yield {"folder": number, "exit_code": code, "said": without(work, said if code else "")} | {
             "ended_equal": code == 0 and judge.equal(folder)
         }

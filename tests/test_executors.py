@@ -21,6 +21,7 @@ import torch
 from sipp_bench import executors, jobs, runner
 from sipp_bench.errors import OptionError, WorkerError
 from sipp_bench.executors import LocalWorkers, LostWorker, assign_devices, dask_executor
+from sipp_bench.methods import _REGISTRY
 from sipp_bench.report import prose
 from sipp_bench.runner import run
 from sipp_bench.store import Run, load_run
@@ -53,6 +54,14 @@ ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join([*map(str, sys.path), str(Path(fragile.__file__).parent)]),
     "OMP_NUM_THREADS": "1",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sipp_bench.methods._REGISTRY", dict(_REGISTRY))
+        fragile.register()
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +168,7 @@ def test_kill_9_of_the_run_ends_every_worker_and_fewer_go_on(
 ) -> None:
     marker.unlink()
     (tmp_path / "tiny.toml").write_bytes(suite.text.encode())
-    command = "import fragile, sipp_bench.cli; sipp_bench.cli.main()"
+    command = "import fragile, sipp_bench.cli; fragile.register(); sipp_bench.cli.main()"
     process = subprocess.Popen(
         [sys.executable, "-c", command, "run", str(tmp_path / "tiny.toml"), "-o", str(tmp_path / "run"), "--workers=2"],
         env=ENVIRONMENT | {"SIPP_BENCH_CACHE": str(cache)},

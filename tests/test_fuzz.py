@@ -27,9 +27,9 @@ from sipp_bench.errors import SippBenchError
 from sipp_bench.point_files import read_points
 from sipp_bench.records import SEAL, sealed_json
 from sipp_bench.report.collect import collect
-from sipp_bench.runner import summary
 from sipp_bench.store import Store, load_run
 from sipp_bench.suite import Cell, list_suites, load_suite, parse_suite
+from sipp_bench.summary import summary
 from sipp_bench.zoo import checkpoints
 from sipp_bench.zoo.training import load_checkpoint
 

@@ -150,7 +150,7 @@ def _slug(text: str) -> str:
 
 def _environment() -> jinja2.Environment:
     # The style sheet is the report's.
-    packages = [jinja2.PackageLoader(f"sipp_bench.{name}") for name in ("history", "report")]
+    packages = [jinja2.PackageLoader("sipp_bench.history"), jinja2.PackageLoader("sipp_bench.report", "static")]
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader(packages), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,

@@ -15,7 +15,7 @@ import pandas as pd
 
 from sipp_bench.errors import OptionError, StoreError
 from sipp_bench.files import write_atomically
-from sipp_bench.records import plain
+from sipp_bench.records import floats, plain
 from sipp_bench.store import LISTS, TABLES, load_run
 
 Format = Literal["csv", "parquet"]
@@ -48,14 +48,8 @@ def read_export(folder: Path | str) -> dict[str, pd.DataFrame]:
 
 def _with_lists(table: pd.DataFrame) -> pd.DataFrame:
     """The table with lists of floats, where those of a run have what JSON has for NaN and infinities."""
-    lists = {name: _objects(table[name].map(_floats)) for name in LISTS & set(table.columns)}
+    lists = {name: _objects(table[name].map(floats, na_action="ignore")) for name in LISTS & set(table.columns)}
     return table.assign(**lists)
-
-
-def _floats(values: Any) -> list[float] | None:
-    if values is None or isinstance(values, float):
-        return None
-    return [math.nan if value is None else float(value) for value in values]
 
 
 def _to_csv(table: pd.DataFrame, columns: Mapping[str, str]) -> str:
@@ -107,7 +101,7 @@ def _read_csv(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
 
 def _typed(column: "pd.Series[Any]", name: str, dtype: str) -> "pd.Series[Any]":
     if name in LISTS:
-        return _objects(column.map(lambda v: _floats(json.loads(v) if isinstance(v, str) else v)))
+        return _objects(column.map(lambda v: floats(json.loads(v) if isinstance(v, str) else v), na_action="ignore"))
     return _objects(column) if dtype == "object" else pd.Series(column, dtype=dtype)
 
 

@@ -112,6 +112,11 @@ def _repair(path: Path) -> str:
     return f"Delete {what} and run the suite again."
 
 
+def floats(values: Iterable[Any]) -> list[float]:
+    """A list of numbers as `read_json` gives it, in which NaN is None and an infinity is a word."""
+    return [math.nan if value is None else float(value) for value in values]
+
+
 def pack(blocks: Arrays) -> tuple[bytes, dict[str, Any]]:
     """Arrays as the content of a safetensors file, keys "weight name/array name"; and its size and hash."""
     arrays = {

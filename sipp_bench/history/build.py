@@ -1,7 +1,6 @@
 """The page of many runs: index.html with its figures in it, the figures as PNG and SVG, all points and steps as CSV."""
 
 import base64
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from sipp_bench.files import write_atomically
 from sipp_bench.history.figures import Trend, trend
 from sipp_bench.history.points import SERIES, Entry, read_history
 from sipp_bench.history.steps import ALPHA, SIDE, find_steps
+from sipp_bench.report.sections import slug
 
 _TITLES = {"accuracy": "Accuracy", "fit": "Time to fit", "prune": "Time to prune", "protocol": "Time of the protocol",
            "benchmark": "Benchmarks"}  # fmt: skip
@@ -80,7 +80,7 @@ def _figures(points: pd.DataFrame, steps: pd.DataFrame, entries: Sequence[Entry]
             title = f"{_TITLES[str(what)]}{kind}{'' if what == 'benchmark' else f': {target}'}{part}"
             own = steps[(steps["what"] == what) & (steps["target"] == target) & (steps["unit"] == unit)]
             figures.append(
-                trend(f"{len(figures) + 1:02}-{_slug(title)}", title, group[group["method"].isin(page)],
+                trend(f"{len(figures) + 1:02}-{slug(title)}", title, group[group["method"].isin(page)],
                       own[own["method"].isin(page)], entries)
             )  # fmt: skip
     return figures
@@ -142,10 +142,6 @@ def _gaps(points: pd.DataFrame, entries: Sequence[Entry]) -> list[dict[str, Any]
         row = {"date": f"{entry.date:%Y-%m-%d}", "name": entry.path.name, "target": target, "status": status}
         rows.append(row | {"series": len(group)})
     return rows
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()[:60]
 
 
 def _environment() -> jinja2.Environment:

@@ -8,6 +8,7 @@ import pandas as pd
 import seaborn as sns
 
 from sipp_bench.measures.potential import prune_potential
+from sipp_bench.records import floats
 from sipp_bench.report.collect import METHOD, TARGET, Target
 from sipp_bench.report.figures import COMPRESSION, Picture, drawable, handle, spread_sentence
 from sipp_bench.report.style import INK, drawn, figure_style, log_ticks, method_styles, new_figure
@@ -243,13 +244,8 @@ def class_changes(target: Target, keep: float) -> pd.DataFrame | None:
     cells = in_order(cells[cells["class_loss_changes"].notna()])
     if cells.empty:
         return None
-    values = pd.DataFrame([_floats(text) for text in cells["class_loss_changes"]], index=cells["method"])
+    values = pd.DataFrame([floats(json.loads(text)) for text in cells["class_loss_changes"]], index=cells["method"])
     return values.groupby(level=0, sort=False).mean()
-
-
-def _floats(text: str) -> list[float]:
-    """The numbers of a JSON list, in which null is NaN and an infinity is a word."""
-    return [float("nan") if value is None else float(value) for value in json.loads(text)]
 
 
 def classes_picture(target: Target, name: str, classes: list[str]) -> Picture | None:
@@ -293,7 +289,7 @@ def classes_table(target: Target, classes: list[str]) -> Table | None:
     if "class_accuracies" not in cells or cells["class_accuracies"].isna().all():
         return None
     cells = in_order(cells[cells["class_accuracies"].notna()])
-    values = pd.DataFrame([_floats(text) for text in cells["class_accuracies"]], index=cells["method"])
+    values = pd.DataFrame([floats(json.loads(text)) for text in cells["class_accuracies"]], index=cells["method"])
     table = values.groupby(level=0, sort=False).mean()
     rows = [[str(label), *(number(100 * value, "{:.1f}") for value in row)] for label, row in table.iterrows()]
     worst = {

@@ -10,11 +10,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sipp_bench.errors import StoreError
+from sipp_bench.store import LISTS
 
 TARGET = ["run", "network", "data"]
 METHOD = ["method_name", "method"]
-LISTS = ["class_accuracies", "class_loss_changes", "corruption_errors", "excess_errors", "split_accuracies"]
-"""Columns of the cells with many numbers, such as one a class: JSON text here, as CSV has no lists."""
 CELL_KEYS = [*TARGET, "seed", *METHOD, "keep"]
 
 
@@ -145,6 +144,7 @@ def _derived(cells: pd.DataFrame) -> pd.DataFrame:
             compression=1.0 / kept,
             multiply_add_reduction=cells["dense_multiply_adds"].astype(float) / reached,
         )
+    # Text, as CSV has no lists.
     lists = {name: cells[name].map(json.dumps, na_action="ignore") for name in LISTS if name in cells}
     return cells.assign(**lists)
 

@@ -1,5 +1,7 @@
 """What is shown of the layers: what each method keeps of them, their bounds, and what stayed dense."""
 
+from dataclasses import replace
+
 import numpy as np
 import seaborn as sns
 from matplotlib.colors import LogNorm
@@ -8,7 +10,7 @@ from sipp_bench.report.collect import Collected, Target
 from sipp_bench.report.figures import Picture
 from sipp_bench.report.style import drawn, figure_style, new_figure
 from sipp_bench.report.summaries import in_order, layer_bounds, layer_keeps
-from sipp_bench.report.tables import NOTHING, Table, number, percent, share
+from sipp_bench.report.tables import Table, by_keep, number, percent, share
 
 
 def layers_picture(target: Target, name: str) -> Picture:
@@ -84,25 +86,15 @@ def layer_bounds_picture(target: Target, name: str) -> Picture | None:
 
 def layer_table(target: Target) -> Table:
     """Requested and achieved keep by method, layer and requested keep of the network."""
-    shares = in_order(layer_keeps(target.layers))
-    keeps = sorted(shares["keep"].unique(), reverse=True)
-    rows = []
-    for (method, layer), group in shares.groupby(["method", "layer"], sort=False):
-        by_keep = group.set_index("keep")
-        texts = [
-            f"{percent(by_keep.at[keep, 'requested_keep'])} / {percent(by_keep.at[keep, 'achieved_keep'])}"
-            if keep in by_keep.index
-            else NOTHING
-            for keep in keeps
-        ]
-        rows.append([str(method), str(layer), f"{group['weights'].iloc[0]:,}", *texts])
-    return Table(
+    table = by_keep(
+        in_order(layer_keeps(target.layers)),
+        lambda row: f"{percent(row['requested_keep'])} / {percent(row['achieved_keep'])}",
         "Requested / achieved keep of each layer, in % of its weights, by requested keep of the network, "
         f"{target.label}; means over seeds.",
-        ["Method", "Layer", "Weights", *map(share, keeps)],
-        rows,
-        text=(0, 1),
+        {"method": "Method", "layer": "Layer", "weights": "Weights"},
     )
+    rows = [[method, layer, f"{int(weights):,}", *texts] for method, layer, weights, *texts in table.rows]
+    return replace(table, rows=rows, text=(0, 1))
 
 
 def layer_bounds_table(target: Target) -> Table | None:
@@ -110,24 +102,12 @@ def layer_bounds_table(target: Target) -> Table | None:
     summary = layer_bounds(target.layers)
     if summary.empty:
         return None
-    summary = in_order(summary)
-    keeps = sorted(summary["keep"].unique(), reverse=True)
-    rows = []
-    for (method, layer), group in summary.groupby(["method", "layer"], sort=False):
-        by_keep = group.set_index("keep")
-        texts = [
-            f"{number(by_keep.at[keep, 'epsilon_mean'], '{:.2g}')} / {percent(by_keep.at[keep, 'vacuous'])}"
-            if keep in by_keep.index
-            else NOTHING
-            for keep in keeps
-        ]
-        rows.append([str(method), str(layer), *texts])
-    return Table(
+    return by_keep(
+        in_order(summary),
+        lambda row: f"{number(row['epsilon_mean'], '{:.2g}')} / {percent(row['vacuous'])}",
         f"Mean bound ε of each layer's blocks / share of vacuous bounds in %, by requested keep, {target.label}; means "
         "over seeds.",
-        ["Method", "Layer", *map(share, keeps)],
-        rows,
-        text=(0, 1),
+        {"method": "Method", "layer": "Layer"},
     )
 
 

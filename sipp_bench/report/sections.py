@@ -53,7 +53,7 @@ def section_of(report: Collected, target: Target, position: int) -> Section:
     """Draw and format everything about one target; `position` makes the names of its figures unique."""
 
     def name(kind: str) -> str:
-        return f"{position:02}-{_slug(target.network)}-{_slug(target.data)}-{kind}"
+        return f"{position:02}-{slug(target.network)}-{slug(target.data)}-{kind}"
 
     checked = not target.checks.empty
     lists = [json.loads(text) for text in target.cells["class_accuracies"].dropna()] if _has_classes(target) else []
@@ -95,5 +95,5 @@ def _has_classes(target: Target) -> bool:
     return "class_accuracies" in target.cells
 
 
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()[:40]
+def slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()[:60]

@@ -1,8 +1,9 @@
 """The summaries as tables of text, ready for a page. Numbers are formatted here and nowhere else."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -128,12 +129,18 @@ def vacuity_table(target: Target) -> Table:
     )
 
 
-def by_keep(summary: pd.DataFrame, text: Callable[["pd.Series[Any]"], str], caption: str) -> Table:
+def by_keep(
+    summary: pd.DataFrame,
+    text: Callable[["pd.Series[Any]"], str],
+    caption: str,
+    heads: Mapping[str, str] = MappingProxyType({"method": "Method"}),
+) -> Table:
+    """A row for each combination in the columns `heads` (column -> head), and a column for each keep ratio."""
     keeps = sorted(summary["keep"].unique(), reverse=True)
-    texts = {(str(row["method"]), row["keep"]): text(row) for _, row in summary.iterrows()}
-    methods = [str(method) for method in summary["method"].unique()]
-    rows = [[method, *(texts.get((method, keep), NOTHING) for keep in keeps)] for method in methods]
-    return Table(caption, ["Method", *map(share, keeps)], rows)
+    texts = {(*map(str, row[list(heads)]), row["keep"]): text(row) for _, row in summary.iterrows()}
+    labels = dict.fromkeys(tuple(key[:-1]) for key in texts)
+    rows = [[*label, *(texts.get((*label, keep), NOTHING) for keep in keeps)] for label in labels]
+    return Table(caption, [*heads.values(), *map(share, keeps)], rows, text=tuple(range(len(heads))))
 
 
 def best_table(target: Target) -> Table:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from sipp_bench.errors import PointsError
+from sipp_bench.errors import PointsError, require_counts
 from sipp_bench.points import (
     Inputs,
     Points,
@@ -25,7 +25,6 @@ from sipp_bench.points import (
     from_numpy,
     iterate_batches,
     raw_batches,
-    require_batch_size,
     separate,
 )
 from sipp_bench.ranks import Ranks
@@ -62,7 +61,7 @@ class Batches:
     @classmethod
     def repeatable(cls, points: Points, batch_size: int, device: torch.device, ranks: Ranks) -> "Batches":
         """For several passes or ranks; a DataLoader's sampler is read to its end here, and not again."""
-        require_batch_size(batch_size)
+        require_counts(batch_size=batch_size)
         order = None
         if isinstance(points, np.ndarray):
             points = from_numpy(points)

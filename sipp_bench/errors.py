@@ -4,6 +4,8 @@ Each message is a sentence that names the thing that was wrong and says what to 
 the sentence without a traceback and exits with status 2 for bad usage or input.
 """
 
+from numbers import Integral
+
 
 class SippBenchError(Exception):
     """Base class: catch this to catch everything that sipp-bench refuses on purpose."""
@@ -43,3 +45,10 @@ class RankError(SippBenchError):
 
 class WorkerError(SippBenchError):
     """Workers of a run that were lost with the cells that they measured, or a scheduler that cannot be reached."""
+
+
+def require_counts(**counts: object) -> None:
+    """Raise OptionError unless each is a whole number from 1 on, of Python or of numpy."""
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+            raise OptionError(f"{name} is a whole number of at least 1, not {count!r}.")

@@ -1,9 +1,6 @@
 """How many cells a suite has and about how long it takes here, without its data and before anything is trained."""
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import nn
@@ -13,7 +10,8 @@ from sipp_bench import checks, metrics
 from sipp_bench.jobs import reproducible
 from sipp_bench.masks import require_masks_held
 from sipp_bench.measures.corruptions import CORRUPTIONS, SEVERITIES
-from sipp_bench.parts import one_thread
+from sipp_bench.measures.latency import timed
+from sipp_bench.parts import torch_threads
 from sipp_bench.suite import Suite
 from sipp_bench.suite_tables import Method, Target
 from sipp_bench.zoo import data, models, training
@@ -21,8 +19,6 @@ from sipp_bench.zoo.recipes import Recipe
 
 _STEPS, _BATCH, _POINTS = 3, 32, 8
 """Training steps, the images in each, and the points of a fit that are timed."""
-
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ def _target(suite: Suite, target: Target) -> tuple[float, float]:
     if isinstance(wanted, str):
         wanted = sb.sample_size(model, example=images[:1])
     looks = min(wanted, points_there) / _POINTS
-    _, batch = _timed(lambda: metrics.evaluate(model, images, labels))
+    _, batch = timed(lambda: metrics.evaluate(model, images, labels))
     evaluation = batch * (test + validation) / len(images)
     epoch, epochs = 0.0, 0
     if recipe is not None:
@@ -97,11 +93,11 @@ def _method(
     suite: Suite, method: Method, model: nn.Module, points: torch.Tensor, labels: torch.Tensor
 ) -> tuple[float, float, float]:
     """Seconds of a fit to these points, of pruning to a keep ratio, and of one check of the bounds on the points."""
-    fitted, fit = _timed(lambda: sb.fit(model, points, method=method.name, labels=labels, **method.options))
-    pruned, prune = _timed(lambda: fitted.prune(suite.keep[len(suite.keep) // 2]))
+    fitted, fit = timed(lambda: sb.fit(model, points, method=method.name, labels=labels, **method.options))
+    pruned, prune = timed(lambda: fitted.prune(suite.keep[len(suite.keep) // 2]))
     if pruned.guarantee is None or pruned.guarantee.claims[0] not in suite.checks:
         return fit, prune, 0.0
-    _, check = _timed(lambda: checks.check_cell(model, pruned, points, "S"))
+    _, check = timed(lambda: checks.check_cell(model, pruned, points, "S"))
     return fit, prune, check
 
 
@@ -119,16 +115,11 @@ def _epoch(
     rows = torch.arange(len(images))
     few = Recipe(1, _BATCH, 1e-6, augment=recipe.augment)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with one_thread():
+    with torch_threads(1):
         training.train(model, images[rows[:2]], labels[rows[:2]], few, 0)  # the first call takes longer
-        _, seconds = _timed(lambda: training.train(model, images[rows], labels[rows], few, 0, after_step=after_step))
+        _, seconds = timed(lambda: training.train(model, images[rows], labels[rows], few, 0, after_step=after_step))
     model.load_state_dict(before)
     return seconds * train / len(rows)
-
-
-def _timed(work: Callable[[], _Result]) -> tuple[_Result, float]:
-    start = time.perf_counter()
-    return work(), time.perf_counter() - start
 
 
 def _duration(seconds: float) -> str:

@@ -155,13 +155,6 @@ def assign_devices(workers: int, count: int) -> list[int | None]:
     return [index % count if count else None for index in range(workers)]
 
 
-def require_counts(**counts: int) -> None:
-    """Raise OptionError unless each is a whole number from 1 on."""
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise OptionError(f"{name} is a whole number of at least 1, not {count!r}.")
-
-
 def require_device(name: str) -> None:
     """Raise OptionError unless this machine has the device."""
     try:

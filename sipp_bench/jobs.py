@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from dataclasses import dataclass, field
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -27,6 +28,7 @@ import torch
 import sipp_bench as sb
 from sipp_bench.errors import OptionError, SippBenchError, WorkerError
 from sipp_bench.methods import Method
+from sipp_bench.parts import torch_threads
 from sipp_bench.records import to_json
 from sipp_bench.store import Store
 from sipp_bench.suite import Cell
@@ -123,7 +125,7 @@ def distribute(executor: Executor, work: Work, cells: Sequence[Cell], store: Sto
     At most `in_flight` jobs are with the executor. Raises WorkerError at the end when workers were lost and their
     cells with them; OptionError or StoreError at once when one comes back, with the other jobs cancelled.
     """
-    waiting = deque((list(group), True) for _, group in groupby(cells, _target))
+    waiting = deque((list(group), True) for _, group in groupby(cells, attrgetter("subject")))
     running: dict[Future[Outbox], tuple[list[Cell], bool]] = {}
     lost: list[Cell] = []
     reason: BaseException | None = None
@@ -164,18 +166,14 @@ def reproducible(threads: int) -> Iterator[None]:
 
     Sums are split between threads, so that their last bits depend on how many there are.
     """
-    enabled, warn_only, before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.get_num_threads(),
-    )
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.set_num_threads(threads)
     try:
-        yield
+        with torch_threads(threads):
+            yield
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
-        torch.set_num_threads(before)
 
 
 @functools.cache
@@ -204,10 +202,6 @@ def _submitted(executor: Executor, work: Work, cells: list[Cell], only_prepare: 
         future: Future[Outbox] = Future()
         future.set_exception(error)
         return future
-
-
-def _target(cell: Cell) -> tuple[str, str, int]:
-    return cell.network, cell.data, cell.seed
 
 
 def _sentence(error: BaseException) -> str:

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sipp_bench.errors import ModelError, PointsError
+from sipp_bench.errors import ModelError, PointsError, require_counts
 from sipp_bench.measures.predictions import check
 from sipp_bench.patches import patch_chunks
-from sipp_bench.points import Points, call_model, iterate_batches, model_device, require_batch_size
+from sipp_bench.points import Points, call_model, iterate_batches, model_device
 from sipp_bench.quadrants import activation_signs, block_magnitudes, full_precision, quadrant_sums
 from sipp_bench.tracing import Call, tracing
 
@@ -25,7 +25,7 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int =
     Raises PointsError unless labels are classes of the network, one for each image, and OptionError for a batch size
     below 1.
     """
-    require_batch_size(batch_size)
+    require_counts(batch_size=batch_size)
     if len(images) != len(labels) or len(images) == 0:
         raise PointsError(
             f"evaluate needs as many labels as images and at least one, not {len(images)}, {len(labels)}."

@@ -34,7 +34,7 @@ def over_parts(work: Callable[[slice], _Result], rows: int, columns: int) -> lis
     parts, threads = list(row_parts(rows, columns)), torch.get_num_threads()
     if threads == 1 or len(parts) == 1:
         return [work(part) for part in parts]
-    with one_thread(), ThreadPoolExecutor(threads) as pool:
+    with torch_threads(1), ThreadPoolExecutor(threads) as pool:
         return list(pool.map(work, parts))
 
 
@@ -85,11 +85,11 @@ def block_sums(values: Tensor, positive: Tensor, among: Tensor | None = None) ->
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Sums are split between threads, so their rounding depends on the number of threads; hold it at one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def torch_threads(count: int) -> Iterator[None]:
+    """Sums are split between threads, so their rounding depends on the number of threads; hold it at `count`."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
 
-from sipp_bench.errors import OptionError, PointsError, SippBenchError
+from sipp_bench.errors import OptionError, PointsError, SippBenchError, require_counts
 
 Points: TypeAlias = "Tensor | np.ndarray[Any, Any] | Dataset[Any] | DataLoader[Any]"
 Inputs: TypeAlias = "Tensor | Mapping[str, Tensor]"
@@ -25,7 +25,7 @@ def iterate_batches(points: Points, batch_size: int, device: torch.device) -> It
     whose own batch size is kept. A dict goes to the network as keyword arguments, without "label" and "labels".
     Raises PointsError for no points at all, or points with NaN or infinity; OptionError for a batch size below 1.
     """
-    require_batch_size(batch_size)
+    require_counts(batch_size=batch_size)
     count = 0
     for batch in raw_batches(points, batch_size):
         inputs, labels = separate(batch, device)
@@ -36,12 +36,6 @@ def iterate_batches(points: Points, batch_size: int, device: torch.device) -> It
             yield inputs, labels
     if count == 0:
         raise PointsError(NO_POINTS)
-
-
-def require_batch_size(batch_size: object) -> None:
-    """Raise OptionError unless it is a whole number of at least 1."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
-        raise OptionError(f"batch_size is a whole number of at least 1, not {batch_size!r}.")
 
 
 def batch_length(inputs: Inputs) -> int:

@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from sipp_bench.errors import OptionError
+from sipp_bench.errors import OptionError, require_counts
 from sipp_bench.masks import require_masks_held, require_nested, shuffled, with_weights
 from sipp_bench.methods import Fitted
-from sipp_bench.parts import one_thread
+from sipp_bench.parts import torch_threads
 from sipp_bench.phrases import unknown
 from sipp_bench.points import model_device
 from sipp_bench.pruned import Pruned
@@ -98,7 +98,8 @@ class Retrain(Protocol):
     retrain_rate: float | None = None
 
     def __post_init__(self) -> None:
-        _require_count("retrain_epochs", self.retrain_epochs)
+        if self.retrain_epochs is not None:
+            require_counts(retrain_epochs=self.retrain_epochs)
         if self.retrain_rate is not None:
             rate = self.retrain_rate
             if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < float("inf"):
@@ -141,7 +142,7 @@ class Cascade(Retrain):
         if isinstance(self.steps, str) and self.steps != "suite":
             raise OptionError(f'steps is a whole number of at least 1, or "suite", not {self.steps!r}.')
         if not isinstance(self.steps, str):
-            _require_count("steps", self.steps)
+            require_counts(steps=self.steps)
 
     def epochs(self, recipe: Recipe) -> int:
         return (1 if isinstance(self.steps, str) else self.steps) * super().epochs(recipe)
@@ -179,7 +180,8 @@ class LearningRateRewind(Protocol):
     retrain_epochs: int | None = None
 
     def __post_init__(self) -> None:
-        _require_count("retrain_epochs", self.retrain_epochs)
+        if self.retrain_epochs is not None:
+            require_counts(retrain_epochs=self.retrain_epochs)
 
     def check(self, recipe: Recipe) -> None:
         if (self.retrain_epochs or 0) > recipe.epochs:
@@ -287,7 +289,7 @@ def retrained(pruned: Pruned, task: Task, recipe: Recipe, first_epoch: int = 0) 
         hold()
         require_masks_held(after)
 
-    with one_thread():
+    with torch_threads(1):
         training.train(
             after.model,
             task.train.images,
@@ -306,11 +308,6 @@ def _recipe(task: Task) -> Recipe:
     if task.recipe is None:
         raise OptionError("Published weights come without a recipe to retrain by: take the protocol one-shot.")
     return task.recipe
-
-
-def _require_count(name: str, value: int | None) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise OptionError(f"{name} is a whole number of at least 1, not {value!r}.")
 
 
 def _nothing() -> None:

@@ -50,6 +50,11 @@ class Cell:
     keep: float
 
     @property
+    def subject(self) -> tuple[str, str, int]:
+        """What is trained and fitted once for several cells: network, data and seed."""
+        return self.network, self.data, self.seed
+
+    @property
     def id(self) -> str:
         """A readable name that is fit for a file name and differs between any two cells of a suite."""
         return "--".join([slug(self.network), slug(self.data), self.method, f"s{self.seed}", f"k{self.keep!r}"])

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import sipp_bench as sb
-from sipp_bench import masks, metrics, protocols, runner
+from sipp_bench import masks, measuring, metrics, protocols
 from sipp_bench.errors import DataError, ModelError, OptionError, SuiteError
 from sipp_bench.protocols import Task, make_protocol
 from sipp_bench.runner import run
@@ -313,9 +313,9 @@ def test_choosing_the_best_epoch_on_test_would_be_caught(tmp_path: Path, monkeyp
 
 @pytest.mark.usefixtures("short")
 def test_points_that_are_test_data_end_the_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = runner._draw
+    draw = measuring._draw
     test = data.load("digits").test
-    monkeypatch.setattr(runner, "_draw", lambda part, wanted, seed: draw(test, wanted, seed))
+    monkeypatch.setattr(measuring, "_draw", lambda part, wanted, seed: draw(test, wanted, seed))
     cells = measured("one-shot", tmp_path / "cache", tmp_path / "run").cells
     assert cells["status"].item() == "failed"
     assert DataError.__name__ in cells["error"].item()

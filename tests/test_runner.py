@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import sipp_bench as sb
-from sipp_bench import runner
+from sipp_bench import measuring, runner
 from sipp_bench.errors import StoreError
 from sipp_bench.records import SEAL, read_json, sealed_json
 from sipp_bench.report.collect import collect
@@ -112,7 +112,7 @@ def test_measures_beyond_accuracy_are_those_of_the_pruned_network(suite: Suite, 
     assert (cells["theoretical_speedup"] == cells["dense_multiply_adds"] / cells["multiply_adds"]).all()
     dataset = data.load("digits", seed=1)
     model = training.trained_model("lenet-300-100", dataset, seed=1, cache_dir=cache).model
-    points = runner._draw(dataset.points, 32, 1).images
+    points = measuring._draw(dataset.points, 32, 1).images
     pruned = sb.prune(model, points, method="sipp-det", keep=0.3)
     with torch.no_grad():
         before, after = (network(dataset.test.images).argmax(1) for network in (model.eval(), pruned.model.eval()))
@@ -322,13 +322,13 @@ def test_global_state_is_left_as_it_was(suite: Suite, cache: Path, tmp_path: Pat
 
 def test_points_are_a_seeded_draw_not_the_first_rows() -> None:
     part = data.load("mnist-digits").points  # sorted by label: the first rows are zeros
-    chosen, again, other = (runner._draw(part, 32, seed) for seed in (0, 0, 1))
+    chosen, again, other = (measuring._draw(part, 32, seed) for seed in (0, 0, 1))
     assert len(chosen) == len(chosen.indices.unique()) == 32
     assert len(chosen.labels.unique()) > 5
     assert torch.equal(chosen.indices, again.indices)
     assert not torch.equal(chosen.indices, other.indices)
     assert set(part.indices.tolist()) >= set(chosen.indices.tolist())
-    assert len(runner._draw(part, 10**6, 0)) == len(part)
+    assert len(measuring._draw(part, 10**6, 0)) == len(part)
 
 
 def test_summary_has_dense_accuracy_methods_and_where_the_results_are(undisturbed: Run) -> None:
@@ -349,7 +349,7 @@ def test_summary_has_dense_accuracy_methods_and_where_the_results_are(undisturbe
     ],
 )
 def test_paths_are_cut(text: str, expected: str) -> None:
-    assert runner._without_paths(text) == expected
+    assert measuring._without_paths(text) == expected
 
 
 def test_cells_without_retraining_add_nothing_but_measures_to_the_first_version(undisturbed: Run) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from sipp_bench.measures.calibration import calibration_error
-from sipp_bench.measures.cost import compression_ratio, theoretical_speedup
+from sipp_bench.measures.cost import compression_ratio, operations, speedup
 from sipp_bench.measures.groups import class_accuracies, largest_gap, loss_changes, worst_group
 from sipp_bench.measures.predictions import agreement, flips, top_k_accuracy
 from sipp_bench.measures.storage import file_sizes
+from sipp_bench.metrics import multiply_adds
 
 
 def prediction_measures(dense: Tensor, pruned: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -37,17 +38,28 @@ def prediction_measures(dense: Tensor, pruned: Tensor, labels: Tensor) -> dict[s
     }
 
 
-def cost_measures(
-    model: nn.Module, example: Tensor, pruned: nn.Module, masks: Mapping[str, Tensor]
-) -> dict[str, float]:
-    """compression_ratio and theoretical_speedup, of the whole network with everything that is not pruned in it.
+def count_operations(model: nn.Module, example: Tensor) -> tuple[int, int]:
+    """Of the dense network, for `cost_measures` of all that is pruned from it: all operations, and those of weights."""
+    return operations(model, example), multiply_adds(model, example)
 
-    And file_bytes_dense, file_bytes_csr, file_bytes_bitmap: what the pruned network takes on disk in each encoding.
+
+def cost_measures(
+    model: nn.Module, example: Tensor, counted: tuple[int, int], pruned: nn.Module, masks: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """What `masks` leave of the dense network `model`, which is then `pruned`; counted: from `count_operations`.
+
+    multiply_adds and dense_multiply_adds, of weights; compression_ratio and theoretical_speedup, of the whole network
+    with everything that is not pruned in it; file_bytes_dense, file_bytes_csr and file_bytes_bitmap, what it takes on
+    disk in each encoding.
     """
     sizes = file_sizes(pruned, masks)
+    total, weights = counted
+    left = multiply_adds(model, example, masks)
     return {
+        "multiply_adds": left,
+        "dense_multiply_adds": weights,
         "compression_ratio": compression_ratio(model, masks),
-        "theoretical_speedup": theoretical_speedup(model, example, masks),
+        "theoretical_speedup": speedup(total, weights, left),
         "file_bytes_dense": sizes.dense,
         "file_bytes_csr": sizes.csr,
         "file_bytes_bitmap": sizes.bitmap,

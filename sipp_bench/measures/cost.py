@@ -44,6 +44,14 @@ def theoretical_speedup(model: nn.Module, example: Tensor, masks: Mapping[str, T
     (arXiv:2003.03033). It supposes kernels that skip every zero for free; dense kernels skip none, so that masks
     alone give no speed-up.
     """
-    total = operations(model, example)
-    left = total - multiply_adds(model, example) + multiply_adds(model, example, masks)
+    dense, pruned = multiply_adds(model, example), multiply_adds(model, example, masks)
+    return speedup(operations(model, example), dense, pruned)
+
+
+def speedup(total: int, dense: int, pruned: int) -> float:
+    """`theoretical_speedup` from its counts: all `operations`; `multiply_adds` of the weights, without and with masks.
+
+    Infinite where none is left.
+    """
+    left = total - dense + pruned
     return total / left if left else math.inf

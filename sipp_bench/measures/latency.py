@@ -1,7 +1,9 @@
 """Measured times of a dense and a pruned network. Masks alone give no speed-up: both run the same dense kernels."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,6 +12,8 @@ from torch import nn
 from sipp_bench.errors import OptionError
 from sipp_bench.measures.modes import eval_mode
 from sipp_bench.points import Inputs, call_model, model_device
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -57,23 +61,22 @@ def reference_samples(repeats: int = 11) -> list[float]:
     """
     matrix = torch.ones(256, 256)
     torch.mm(matrix, matrix)
-    samples = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        torch.mm(matrix, matrix)
-        samples.append(time.perf_counter() - start)
-    return samples
+    return [timed(lambda: torch.mm(matrix, matrix))[1] for _ in range(repeats)]
+
+
+def timed(work: Callable[[], _Result], device: torch.device | str = "cpu") -> tuple[_Result, float]:
+    """The result and its seconds; on a GPU from when `device` has nothing else to do until it is done."""
+    _wait(torch.device(device))
+    start = time.perf_counter()
+    result = work()
+    _wait(torch.device(device))
+    return result, time.perf_counter() - start
 
 
 def _seconds(model: nn.Module, inputs: Inputs) -> float:
-    _wait(model)
-    start = time.perf_counter()
-    call_model(model, inputs)
-    _wait(model)
-    return time.perf_counter() - start
+    return timed(lambda: call_model(model, inputs), model_device(model))[1]
 
 
-def _wait(model: nn.Module) -> None:
-    device = model_device(model)
+def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

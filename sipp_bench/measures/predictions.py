@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sipp_bench.errors import OptionError, PointsError
+from sipp_bench.errors import OptionError, PointsError, require_counts
 from sipp_bench.measures.modes import eval_mode
-from sipp_bench.points import call_model, model_device, require_batch_size
+from sipp_bench.points import call_model, model_device
 
 
 def predict(model: nn.Module, images: Tensor, batch_size: int = 128) -> Tensor:
     """The logits of `images` (n, ...), in eval mode, on the CPU: (n, classes)."""
     if len(images) == 0:
         raise PointsError("There are no images to predict: give at least one.")
-    require_batch_size(batch_size)
+    require_counts(batch_size=batch_size)
     device = model_device(model)
     with eval_mode(model):
         return torch.cat([call_model(model, x.to(device)).cpu() for x in images.split(batch_size)])

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from sipp_bench.errors import CheckpointError, ModelError, OptionError, PointsError, StoreError
 from sipp_bench.files import making, write_atomically
-from sipp_bench.parts import one_thread
+from sipp_bench.parts import torch_threads
 from sipp_bench.zoo import checkpoints, models
 from sipp_bench.zoo.checkpoints import load_checkpoint
 from sipp_bench.zoo.data import DataSet
@@ -223,7 +223,7 @@ def trained_model(
     seconds = None
     if not path.exists():
         try:
-            with making(path), one_thread():
+            with making(path), torch_threads(1):
                 if not path.exists():
                     start = time.perf_counter()
                     images, labels = data.train.images, data.train.labels

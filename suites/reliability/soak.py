@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from scipy import stats
 
-from sipp_bench import runner
+from sipp_bench import measuring, runner
 from sipp_bench.files import write_atomically
 from sipp_bench.records import to_json
 from sipp_bench.store import Store, load_run
@@ -105,11 +105,10 @@ def soak(suite: Suite, output: Path, cache: Path) -> tuple[list[dict[str, Any]],
         last[:] = time.perf_counter(), time.process_time()
 
     Store.write_cell = noted  # type: ignore[method-assign]
-    runner._timed = clock.around("work", runner._timed)
-    runner._Runner._prepare = clock.around("work", runner._Runner._prepare)  # type: ignore[method-assign]
-    runner.prediction_measures = clock.around("measures", runner.prediction_measures)  # type: ignore[attr-defined]
-    runner.cost_measures = clock.around("measures", runner.cost_measures)  # type: ignore[attr-defined]
-    runner.metrics.multiply_adds = clock.around("measures", runner.metrics.multiply_adds)  # type: ignore[attr-defined]
+    measuring.timed = clock.around("work", measuring.timed)  # type: ignore[attr-defined]
+    measuring.Measuring._prepare = clock.around("work", measuring.Measuring._prepare)  # type: ignore[method-assign]
+    measuring.prediction_measures = clock.around("measures", measuring.prediction_measures)  # type: ignore[attr-defined]
+    measuring.cost_measures = clock.around("measures", measuring.cost_measures)  # type: ignore[attr-defined]
     last[:] = time.perf_counter(), time.process_time()
     finished = runner.run(suite, output, cache_dir=cache)
     assert (finished.cells["status"] == "done").all(), "a cell failed"

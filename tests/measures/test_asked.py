@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sipp_bench as sb
-from sipp_bench import runner
+from sipp_bench import measuring
 from sipp_bench.errors import SuiteError
 from sipp_bench.measures.corruptions import CLEAN, CORRUPTIONS, SEVERITIES, corruption_errors
 from sipp_bench.measures.predictions import predict
@@ -77,7 +77,7 @@ def test_corruptions_are_those_of_the_pruned_network_on_the_sample(
     dataset, dense, pruned = networks
     row = finished.cells.query("method == 'magnitude' and keep == 0.1").iloc[0]
     assert row["mask_sha256"] == pruned.mask_sha256
-    sample = runner._draw(dataset.test, 60, 1)
+    sample = measuring._draw(dataset.test, 60, 1)
     errors, before = (corruption_errors(n, sample.images, sample.labels, seed=1) for n in (pruned.model, dense))
     assert row["corruption_errors"] == [errors[name, severity] for name in CORRUPTIONS for severity in SEVERITIES]
     assert len(row["excess_errors"]) == len(row["corruption_errors"])

@@ -64,7 +64,11 @@ def read_theory(folder: Path) -> Theory:
         return Theory(
             summary=_summary(raw, matrix),
             findings=_findings(raw["findings"]),
-            tables=[_matrix(matrix), *_networks(raw["networks"])],
+            tables=[
+                _statements({finding["claim"] for finding in raw["findings"]}),
+                _matrix(matrix),
+                *_networks(raw["networks"]),
+            ],
             pictures=pictures,
             data={f"theory-{name}.csv": text for name, text in data.items()},
         )
@@ -101,15 +105,35 @@ def _summary(raw: dict[str, Any], matrix: pd.DataFrame) -> str:
 def _findings(findings: list[dict[str, Any]]) -> Table:
     rows = []
     for finding in findings:
-        numbers = [number(finding.get(name)) for name in ("alpha", "beta", "detectable")]
-        counts = [f"{finding['trials']:,}", f"{finding['violations']:,}", number(finding["worst"])]
-        rows.append([finding["claim"], finding["title"], finding["verdict"], *counts, *numbers, finding["detail"]])
+        interval = finding.get("interval")
+        numbers = [
+            f"{finding['trials']:,}",
+            f"{finding['violations']:,}",
+            NOTHING if interval is None else f"{number(interval['low'])} to {number(interval['high'])}",
+            *(number(finding[name]) for name in ("worst", "alpha", "beta", "detectable")),
+        ]
+        rows.append([finding["claim"], finding["title"], finding["verdict"], *numbers, finding["detail"]])
     return Table(
-        "Each claim: its verdict, trials and violations, the largest measured / allowed, the level α and the power 1 − "
-        "β of its test with the smallest rate of violations that it sees with that power, and the detail.",
-        ["Claim", "Title", "Verdict", "Trials", "Violations", "Largest", "α", "β", "Detectable", "Detail"],
+        "Each claim: its verdict; the trials, and in how many of them what the claim bounds was seen (a violation; for "
+        "claims about coverage a covered point: the detail has the rate that is claimed) with the 95 % interval of "
+        "that rate; the largest measured / allowed; the level α of its test, β, and the smallest rate that the test "
+        "misses with probability β at most; and the detail.",
+        ["Claim", "Title", "Verdict", "Trials", "Counted", "Interval", "Largest", "α", "β", "Detectable", "Detail"],
         rows,
-        text=(0, 1, 2, 9),
+        text=(0, 1, 2, 10),
+    )
+
+
+def _statements(numbers: set[str]) -> Table:
+    from theory_checks.claims import claims  # only here: a report without a theory run does without it
+
+    found = [claim for number, claim in claims().items() if number in numbers]
+    return Table(
+        "What each claim says, and what it assumes of the points. Assumptions are not tested: checks make their data "
+        "so that they hold; on a network of yours they can only be audited.",
+        ["Claim", "Statement", "Kind", "Assumes"],
+        [[claim.number, claim.statement, claim.kind.value, claim.assumption] for claim in found],
+        text=(0, 1, 2, 3),
     )
 
 

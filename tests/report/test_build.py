@@ -19,6 +19,7 @@ from sipp_bench.errors import SippBenchError, StoreError
 from sipp_bench.report.build import build_report, write_report
 from sipp_bench.report.render import PAGES
 from sipp_bench.report.theory_run import read_theory
+from theory_checks.claims import claims
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
@@ -334,8 +335,15 @@ def test_a_theory_run_is_included(tmp_path: Path) -> None:
     assert "python -m theory_checks -o theory" in without.text
     page = Page(write_report({"run": small()}, tmp_path / "with", read_theory(theory)))
     findings = pd.read_csv(theory / "data" / "findings.csv")
-    for finding in findings.itertuples():
-        assert [finding.claim, finding.verdict] in [[row[0], row[2]] for row in page.rows if len(row) == 10]
+    shown = {row[0]: row for row in page.rows if len(row) == 11}
+    raw = json.loads((theory / "data" / "theory.json").read_bytes())["findings"]
+    assert len(raw) == len(findings) == 18
+    for finding in raw:
+        row, interval = shown[finding["claim"]], finding["interval"]
+        assert [row[2], row[3], row[4]] == [finding["verdict"], f"{finding['trials']:,}", f"{finding['violations']:,}"]
+        assert row[5] == (f"{interval['low']:.4g} to {interval['high']:.4g}" if interval else "–")
+    for claim in claims().values():
+        assert [claim.number, claim.statement, claim.kind.value, claim.assumption] in page.rows
     assert "Decomposition of the sampling bound" in page.text
     assert (tmp_path / "with" / "figures" / "theory-power.png").read_bytes() == (
         theory / "figures" / "power.png"

@@ -38,6 +38,7 @@ class FreshPoints(DecidedClaim):
         "over S, Pr_x(g_j > s_j) <= 1 - delta^(1/n)."
     )
     kind = Kind.STATISTICAL
+    assumption = "S and the fresh point are independent draws from one distribution"
     rejects = (
         "S reused as fresh",
         "bound halved",

@@ -44,6 +44,7 @@ class ConformalK(DecidedClaim):
         "r(x) <= K-hat sum_P s for all P at once."
     )
     kind = Kind.STATISTICAL
+    assumption = "calibration points and the fresh point are exchangeable, and apart from training, S and every choice"
     rejects = (
         "S reused as fresh",
         "bound halved",

@@ -45,6 +45,7 @@ class SplitConformal(DecidedClaim):
         "the calibration set the coverage is Beta(k, n+1-k) without ties."
     )
     kind = Kind.STATISTICAL
+    assumption = "calibration points and the fresh point are exchangeable, and apart from training, S and every choice"
     rejects = (
         "S reused as fresh",
         "bound halved",

@@ -18,7 +18,7 @@ from sipp_bench.zoo import data
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 
 HOSTILE = "<script>alert(1)</script>"
-METHOD = '"><img src=x onerror=alert(2)>'
+METHOD = '"><b>bold</b><img src=x onerror=alert(2)>'  # Plotly knows <b>
 OLD = "folder:'\"</script><b>"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE = {"width": 360, "height": 740}

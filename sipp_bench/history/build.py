@@ -31,8 +31,8 @@ def build_history(runs: Sequence[Path | str], output: Path | str) -> Path:
     steps = marked_steps(history.points)
     figures = _figures(history.points, steps, drawn)
     for figure in figures:
-        write_atomically(output / "figures" / f"{figure.name}.png", figure.png)
-        write_atomically(output / "figures" / f"{figure.name}.svg", figure.svg)
+        write_atomically(output / "figures" / f"{figure.name}.png", figure.drawn.png)
+        write_atomically(output / "figures" / f"{figure.name}.svg", figure.drawn.svg)
     points = history.points.assign(
         **{name: [getattr(drawn[run], name) for run in history.points["run"]] for name in ("date", "commit", "letter")}
     )

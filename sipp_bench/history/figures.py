@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import StringIO
 from typing import Any
 
-import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sipp_bench.history.points import Entry
-from sipp_bench.report.style import INK, MethodStyle, figure_style, method_styles, new_figure, png
+from sipp_bench.report.style import INK, Drawn, MethodStyle, drawn, figure_style, method_styles, new_figure
 
 ACROSS = 3
 """Panels beside each other."""
@@ -29,8 +27,7 @@ class Trend:
     name: str
     title: str
     alt: str
-    png: bytes
-    svg: str
+    drawn: Drawn
 
 
 def trend(name: str, title: str, points: pd.DataFrame, steps: pd.DataFrame, entries: Sequence[Entry]) -> Trend:
@@ -64,7 +61,7 @@ def trend(name: str, title: str, points: pd.DataFrame, steps: pd.DataFrame, entr
             _label_runs(axis, entries)
         figure.supylabel(_unit(points), fontsize=10)
         _legend(figure, styles, benchmark, columns=2 * across)
-        return Trend(name, title, _alt(title, points, steps, entries), *_files(figure))
+        return Trend(name, title, _alt(title, points, steps, entries), drawn(figure))
 
 
 def _panel(axis: Axes, points: pd.DataFrame, steps: pd.DataFrame, styles: dict[str, MethodStyle], runs: int) -> None:
@@ -85,7 +82,8 @@ def _panel(axis: Axes, points: pd.DataFrame, steps: pd.DataFrame, styles: dict[s
     bottom = axis.get_xaxis_transform()
     for status, look in _BAD_MARKS.items():
         runs_with = sorted(set(points["run"][points["status"] == status]))
-        axis.plot(runs_with, [0.03] * len(runs_with), linestyle="none", transform=bottom, clip_on=False, **look)
+        if runs_with:  # without, it has a place all the same, which the layout leaves room for
+            axis.plot(runs_with, [0.03] * len(runs_with), linestyle="none", transform=bottom, clip_on=False, **look)
     axis.set_xlim(-0.5, runs - 0.5)
 
 
@@ -124,11 +122,3 @@ def _alt(title: str, points: pd.DataFrame, steps: pd.DataFrame, entries: Sequenc
 
 def _short(name: str) -> str:
     return name if len(name) <= 42 else f"...{name[-40:]}"
-
-
-def _files(figure: Figure) -> tuple[bytes, str]:
-    """PNG and SVG; the same data give the same bytes."""
-    svg = StringIO()
-    with mpl.rc_context({"svg.hashsalt": "sipp-bench", "svg.fonttype": "none"}):
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    return png(figure), svg.getvalue()

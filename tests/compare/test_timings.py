@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from numpy.typing import NDArray
 from scipy.signal import lfilter
 
@@ -269,3 +270,13 @@ def test_the_measurement_of_false_alarms_counts_them() -> None:
     assert same["regression"]["rate_high"] == pytest.approx(0.905700, abs=1e-6)
     assert counts["repetitions_with"]["same"]["seconds, medians of runs in turns"]["regression"]["count"] == 0
     assert counts["operations_found_slower"]["ratios, all runs"]["count"] == 3
+
+
+def test_the_published_rates_are_those_of_their_samples() -> None:
+    published = Path(__file__).parents[2] / "reports" / "baselines" / "false-alarms.json"
+    said = json.loads(published.read_bytes())
+    samples = safetensors.numpy.load_file(published.with_suffix(".safetensors"))
+    found = json.loads(json.dumps(summarise(samples)))
+    assert found == {key: said[key] for key in found}
+    assert found["repetitions"] == 200
+    assert not said["dirty"]

@@ -16,7 +16,8 @@ import pandas as pd
 from sipp_bench.errors import OptionError, StoreError
 from sipp_bench.files import write_atomically
 from sipp_bench.records import floats, plain
-from sipp_bench.store import LISTS, TABLES, load_run
+from sipp_bench.run_tables import LISTS, TABLES
+from sipp_bench.store import load_run
 
 Format = Literal["csv", "parquet"]
 

@@ -12,7 +12,8 @@ import pytest
 from sipp_bench.cli import main
 from sipp_bench.errors import OptionError, StoreError
 from sipp_bench.export import Format, export_run, read_export
-from sipp_bench.store import TABLES, load_run
+from sipp_bench.run_tables import TABLES
+from sipp_bench.store import load_run
 
 FIXTURES = Path(__file__).parent / "fixtures" / "runs"
 FORMATS: list[Format] = ["csv", "parquet"]

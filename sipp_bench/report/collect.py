@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sipp_bench.errors import StoreError
-from sipp_bench.store import LISTS
+from sipp_bench.run_tables import LISTS
 
 TARGET = ["run", "network", "data"]
 METHOD = ["method_name", "method"]

@@ -1,6 +1,6 @@
-"""One measurement by 1, 2 and 3 ranks, and what happens when a rank dies: writes reports/reliability/distributed.json.
+"""One measurement by 1, 2 and 3 ranks, and what happens when a rank dies: writes reports/reliability/ranks.json.
 
-    python suites/reliability/distributed.py
+    python suites/reliability/ranks.py
 
 Each case is started by torchrun with one thread a rank; a rank compares the result with what it measures by itself. A
 death is tried without torchrun too, whose agent ends the other processes before they need to notice.
@@ -115,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--measure", type=Path, help="one rank of a case; used by this program itself")
     parser.add_argument("--die", nargs=3, help="one rank of a death; used by this program itself")
-    parser.add_argument("-o", "--output", type=Path, default=Path("reports/reliability/distributed.json"))
+    parser.add_argument("-o", "--output", type=Path, default=Path("reports/reliability/ranks.json"))
     arguments = parser.parse_args()
     if arguments.measure:
         measure(arguments.measure)

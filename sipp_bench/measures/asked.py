@@ -35,7 +35,7 @@ class Asked:
     twin: bool = False
 
 
-_LATENCY_BATCH = 32
+LATENCY_BATCH = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class Subject:
         """Raw samples of `latency_pair`, in seconds; nothing if it is not asked for."""
         if not self.asked.latency_repeats:
             return {}
-        found = latency_pair(self.model, final, self.test.images[:_LATENCY_BATCH], self.asked.latency_repeats)
+        found = latency_pair(self.model, final, self.test.images[:LATENCY_BATCH], self.asked.latency_repeats)
         return {"latency_dense_seconds": list(found.dense), "latency_pruned_seconds": list(found.pruned)}
 
     def _corruptions(self, model: nn.Module) -> dict[str, Any]:

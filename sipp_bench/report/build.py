@@ -83,7 +83,7 @@ def _context(report: Collected, sections: list[Section], theory: Theory | None, 
         "targets": sections,
         "claims": {claim: prose.CLAIMS.get(claim, "") for claim in prose.in_claim_order(set(report.checks["claim"]))},
         "theory": theory,
-        "timing": [prose.timing_conditions(run) for run in runs.values()],
+        "timing": list(dict.fromkeys(prose.timing_conditions(run) for run in runs.values())),
         "architectures": [section.architecture for section in sections],
         "provenance": [
             (

@@ -1,16 +1,22 @@
 """What is shown of the layers: what each method keeps of them, their bounds, and what stayed dense."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.colors import LogNorm
+from matplotlib.ticker import FuncFormatter
 
 from sipp_bench.report.collect import Collected, Target
 from sipp_bench.report.figures import Picture
-from sipp_bench.report.style import drawn, figure_style, new_figure
+from sipp_bench.report.style import Drawn, drawn, figure_style, new_figure
 from sipp_bench.report.summaries import in_order, layer_bounds, layer_keeps
 from sipp_bench.report.tables import Table, by_keep, number, percent, share
+
+ANNOTATED = 14
+"""Up to so many layers have their numbers written into the maps, and their names below from left to right."""
 
 
 def layers_picture(target: Target, name: str) -> Picture:
@@ -21,27 +27,9 @@ def layers_picture(target: Target, name: str) -> Picture:
     table = shares.pivot(index="method", columns="layer", values="achieved_keep")
     table = 100 * table.loc[list(shares["method"].unique()), list(shares["layer"].unique())]
     sizes = shares.drop_duplicates("layer").set_index("layer")["weights"]
-    annotated = len(table.columns) <= 14
-    labels = [f"{layer}\n{sizes[layer]:,}" if annotated else str(layer) for layer in table.columns]
-    column = max(0.8, 0.1 * max(len(str(layer)) for layer in table.columns)) if annotated else 0.3
+    labels = [f"{layer}\n{sizes[layer]:,}" if len(table.columns) <= ANNOTATED else layer for layer in table.columns]
     reach = float(np.clip(table.to_numpy() / (100 * keep), 2, 20).max())
-    with figure_style():
-        figure = new_figure(2.6 + column * len(table.columns) + 1.2, 1.2 + 0.34 * len(table))
-        axes = figure.subplots()
-        sns.heatmap(
-            table.clip(lower=1e-6),
-            ax=axes,
-            annot=table if annotated else False,
-            fmt=".3g",
-            cmap="PuOr",
-            norm=LogNorm(100 * keep / reach, 100 * keep * reach),
-            linewidths=1,
-            cbar=False,
-        )
-        axes.set_xticks(axes.get_xticks(), labels, rotation=0 if annotated else 90)
-        axes.set_yticks(axes.get_yticks(), list(table.index), rotation=0)
-        axes.set(xlabel="Layer, number of weights" if annotated else "Layer", ylabel="")
-        content = drawn(figure)
+    content = _map(table, labels, LogNorm(100 * keep / reach, 100 * keep * reach), "PuOr", ".3g")
     return Picture(
         name,
         content,
@@ -62,19 +50,7 @@ def layer_bounds_picture(target: Target, name: str) -> Picture | None:
     summary = in_order(summary)
     table = summary.pivot(index="method", columns="layer", values="epsilon_mean")
     table = table.loc[list(summary["method"].unique()), list(summary["layer"].unique())]
-    annotated = len(table.columns) <= 14
-    column = max(0.8, 0.1 * max(len(str(layer)) for layer in table.columns)) if annotated else 0.3
-    with figure_style():
-        figure = new_figure(2.6 + column * len(table.columns) + 2.0, 1.4 + 0.34 * len(table))
-        axes = figure.subplots()
-        sns.heatmap(
-            table.clip(lower=1e-3), ax=axes, annot=table if annotated else False, fmt=".2g", cmap="PuOr_r",
-            norm=LogNorm(0.01, 100), linewidths=1, cbar_kws={"label": "mean bound ε"},
-        )  # fmt: skip
-        axes.set_xticks(axes.get_xticks(), list(table.columns), rotation=0 if annotated else 90)
-        axes.set_yticks(axes.get_yticks(), list(table.index), rotation=0)
-        axes.set(xlabel="Layer", ylabel="")
-        content = drawn(figure)
+    content = _map(table, list(table.columns), LogNorm(0.01, 100), "PuOr_r", ".2g", "mean bound ε")
     return Picture(
         name,
         content,
@@ -82,6 +58,29 @@ def layer_bounds_picture(target: Target, name: str) -> Picture | None:
         "weights were asked for; means over seeds. White is 1, where a bound stops saying anything; violet is smaller.",
         alt=f"Heat map of mean bounds, {len(table)} methods by {len(table.columns)} layers of {target.label}.",
     )
+
+
+def _map(table: pd.DataFrame, labels: Sequence[str], norm: LogNorm, colours: str, pattern: str, bar: str = "") -> Drawn:
+    """A map of methods by layers, its numbers written into it where there are few layers; bar: what colours mean."""
+    annotated = len(labels) <= ANNOTATED
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    column, below = (max(0.8, 0.1 * longest), 1.2) if annotated else (0.3, 0.7 + 0.085 * longest)
+    left = 0.5 + 0.09 * max(len(str(method)) for method in table.index)
+    with figure_style():
+        figure = new_figure(left + column * len(labels) + (1.6 if bar else 0.3), below + 0.34 * len(table))
+        axes = figure.subplots()
+        # A logarithmic scale has no place for 0, which is written as it is.
+        sns.heatmap(
+            table.clip(lower=1e-6), ax=axes, annot=table if annotated else False, fmt=pattern, cmap=colours,
+            norm=norm, linewidths=1, cbar=False,
+        )  # fmt: skip
+        if bar:
+            scale = figure.colorbar(axes.collections[0], label=bar, format=FuncFormatter(lambda value, _: f"{value:g}"))
+            scale.minorticks_off()
+        axes.set_xticks(axes.get_xticks(), labels, rotation=0 if annotated else 90)
+        axes.set_yticks(axes.get_yticks(), list(table.index), rotation=0)
+        axes.set(xlabel="Layer, number of weights" if "\n" in labels[0] else "Layer", ylabel="")
+        return drawn(figure)
 
 
 def layer_table(target: Target) -> Table:

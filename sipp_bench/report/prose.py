@@ -199,8 +199,8 @@ def timing_conditions(run: RunLike) -> str:
         beside = f" Cells were measured on {len(run.meta['workers'])} other machines as well."
     return (
         f"Measured on {device} ({machine.get('cpu') or 'unknown processor'}, {machine.get('cores', NOTHING)} "
-        f"cores) with {threads} torch threads, float32, wall clock, one sample each time the stage ran, no "
-        f"warm-up.{beside}"
+        f"cores) with {threads} torch thread{'' if threads == 1 else 's'}, float32, wall clock, one sample each time "
+        f"the stage ran, no warm-up; of a GPU until its work is done.{beside}"
     )
 
 

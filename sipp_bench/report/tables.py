@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from sipp_bench.measures.asked import LATENCY_BATCH
 from sipp_bench.report.collect import Collected, Target
 from sipp_bench.report.summaries import (
     accuracy_summary,
@@ -227,8 +228,9 @@ def latency_table(target: Target) -> Table | None:
             found += [seconds(middle), f"{seconds(low)} – {seconds(high)}"]
         rows.append([*found, number((group["pruned"] / group["dense"]).median(), "{:.3f}"), str(len(group))])
     return Table(
-        f"Forward passes of one batch, timed in pairs, {target.label}: median and quartiles over all pairs and seeds, "
-        "and the median of pruned / dense within a pair. Masked networks run on dense kernels: 1 is what to expect.",
+        f"Forward passes of one batch of {LATENCY_BATCH} test images, timed in pairs after 3 pairs of warm-up, each "
+        f"first in turn, {target.label}: median and quartiles over all pairs and seeds, and the median of pruned / "
+        "dense within a pair. Masked networks run on dense kernels: 1 is what to expect.",
         ["Method", "Keep", "Dense, median", "quartiles", "Pruned, median", "quartiles", "Pruned / dense", "Pairs"],
         rows,
     )

@@ -65,7 +65,7 @@ def read_theory(folder: Path) -> Theory:
             summary=_summary(raw, matrix),
             findings=_findings(raw["findings"]),
             tables=[
-                _statements({finding["claim"] for finding in raw["findings"]}),
+                _statements(raw["findings"]),
                 _matrix(matrix),
                 *_networks(raw["networks"]),
             ],
@@ -112,27 +112,31 @@ def _findings(findings: list[dict[str, Any]]) -> Table:
             NOTHING if interval is None else f"{number(interval['low'])} to {number(interval['high'])}",
             *(number(finding[name]) for name in ("worst", "alpha", "beta", "detectable")),
         ]
-        rows.append([finding["claim"], finding["title"], finding["verdict"], *numbers, finding["detail"]])
+        rows.append([finding["claim"], finding["title"], finding["verdict"], *numbers])
     return Table(
         "Each claim: its verdict; the trials, and in how many of them what the claim bounds was seen (a violation; for "
-        "claims about coverage a covered point: the detail has the rate that is claimed) with the 95 % interval of "
+        "claims about coverage a covered point: below is the rate that is claimed) with the 95 % interval of "
         "that rate; the largest measured / allowed; the level α of its test, β, and the smallest rate that the test "
-        "misses with probability β at most; and the detail.",
-        ["Claim", "Title", "Verdict", "Trials", "Counted", "Interval", "Largest", "α", "β", "Detectable", "Detail"],
+        "misses with probability β at most.",
+        ["Claim", "Title", "Verdict", "Trials", "Counted", "Interval", "Largest", "α", "β", "Detectable"],
         rows,
-        text=(0, 1, 2, 10),
+        text=(0, 1, 2),
     )
 
 
-def _statements(numbers: set[str]) -> Table:
+def _statements(findings: list[dict[str, Any]]) -> Table:
     from theory_checks.claims import claims  # only here: a report without a theory run does without it
 
-    found = [claim for number, claim in claims().items() if number in numbers]
+    details = {finding["claim"]: finding["detail"] for finding in findings}
     return Table(
-        "What each claim says, and what it assumes of the points. Assumptions are not tested: checks make their data "
-        "so that they hold; on a network of yours they can only be audited.",
-        ["Claim", "Statement", "Kind", "Assumes"],
-        [[claim.number, claim.statement, claim.kind.value, claim.assumption] for claim in found],
+        "What each claim says, what it assumes of the points, and what was found. Assumptions are not tested: checks "
+        "make their data so that they hold; on a network of yours they can only be audited.",
+        ["Claim", "Statement", "Assumes", "Found"],
+        [
+            [claim.number, claim.statement, claim.assumption, details[claim.number]]
+            for claim in claims().values()
+            if claim.number in details
+        ],
         text=(0, 1, 2, 3),
     )
 

@@ -14,6 +14,7 @@ import argparse
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,8 +46,9 @@ def results(folder: Path) -> dict[str, bytes]:
 
 
 @contextmanager
-def dask_workers(folder: Path) -> Iterator[tuple[str, list[int]]]:
+def dask_workers() -> Iterator[tuple[str, list[int]]]:
     """The scheduler file of a Dask cluster on loopback, and the ids of its workers, which nobody restarts."""
+    folder = Path(tempfile.mkdtemp())
     file = str(folder / "scheduler.json")
     place = ["--scheduler-file", file, "--host", "127.0.0.1", "--no-dashboard"]
     worker = ["worker", *place, "--no-nanny", "--nthreads", "1", "--name"]
@@ -62,6 +64,7 @@ def dask_workers(folder: Path) -> Iterator[tuple[str, list[int]]]:
         for process in processes:
             process.kill()
             process.wait()
+        shutil.rmtree(folder)
 
 
 def local_workers() -> list[int]:
@@ -89,7 +92,7 @@ def measure(how: str, folder: Path, cache: Path, seeds: int, kill_at: int | None
     start, own = time.perf_counter(), time.process_time()
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     if how == "dask":
-        with dask_workers(cache.parent) as (address, ids), dask_executor(address) as executor:
+        with dask_workers() as (address, ids), dask_executor(address) as executor:
             begin(lambda: ids)
             run(suite, folder, cache_dir=cache, progress=False, executor=executor)
     else:

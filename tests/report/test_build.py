@@ -335,15 +335,15 @@ def test_a_theory_run_is_included(tmp_path: Path) -> None:
     assert "python -m theory_checks -o theory" in without.text
     page = Page(write_report({"run": small()}, tmp_path / "with", read_theory(theory)))
     findings = pd.read_csv(theory / "data" / "findings.csv")
-    shown = {row[0]: row for row in page.rows if len(row) == 11}
+    shown = {row[0]: row for row in page.rows if len(row) == 10}
     raw = json.loads((theory / "data" / "theory.json").read_bytes())["findings"]
     assert len(raw) == len(findings) == 18
     for finding in raw:
         row, interval = shown[finding["claim"]], finding["interval"]
         assert [row[2], row[3], row[4]] == [finding["verdict"], f"{finding['trials']:,}", f"{finding['violations']:,}"]
         assert row[5] == (f"{interval['low']:.4g} to {interval['high']:.4g}" if interval else "–")
-    for claim in claims().values():
-        assert [claim.number, claim.statement, claim.kind.value, claim.assumption] in page.rows
+        claim = claims()[finding["claim"]]
+        assert [claim.number, claim.statement, claim.assumption, finding["detail"]] in page.rows
     assert "Decomposition of the sampling bound" in page.text
     assert (tmp_path / "with" / "figures" / "theory-power.png").read_bytes() == (
         theory / "figures" / "power.png"

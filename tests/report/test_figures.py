@@ -1,5 +1,7 @@
 """What the figures show and how they tell methods apart."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ from report.runs import MadeUpRun, made_up_run
 
 from sipp_bench.report import bound_figure, figures, style
 from sipp_bench.report.collect import Target, collect
+from sipp_bench.report.layers import layer_bounds_picture, layers_picture
 
 
 def target_of(run: MadeUpRun) -> Target:
@@ -153,3 +156,18 @@ def test_no_difference_figure_without_magnitude(panels: dict[str, Axes]) -> None
     run = made_up_run(methods={"sipp-det": "sipp-det", "random": "random"})
     assert figures.difference_picture(target_of(run), "difference") is None
     assert figures.accuracy_picture(target_of(run), "accuracy").alt
+
+
+def test_maps_of_many_layers_have_room_and_plain_numbers() -> None:
+    """Under the names of deep networks, as high as the map itself; the layout fails loudly when there is no room."""
+    run = made_up_run()
+    deep = {
+        layer: f"features.stage1.unit{number}.body.conv1.conv"
+        for number, layer in enumerate(run.layers["layer"].unique())
+    }
+    copies = [run.layers.assign(layer=run.layers["layer"].map(deep) + f".{copy}") for copy in range(8)]
+    for layers in (run.layers, pd.concat(copies)):
+        target = target_of(replace(run, layers=layers))
+        for picture in (layers_picture(target, "keep"), layer_bounds_picture(target, "bounds")):
+            assert picture is not None
+            assert b"mathdefault" not in picture.drawn.svg

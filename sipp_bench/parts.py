@@ -1,11 +1,13 @@
 """Work on a weight by parts of its rows: few enough numbers at a time for the cache, parts in parallel on the CPU."""
 
+import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Condition
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,11 +20,20 @@ PART = 1 << 18
 
 def row_parts(rows: int, columns: int) -> Iterator[slice]:
     """Slices of whole rows, few enough numbers each that a handful of temporaries stays in the cache."""
-    # glibc hands freed memory back to the system beyond twice the largest block (of up to 32 MiB) that it has mapped
-    # and freed so far: after this one, never touched, one part's temporaries find those of the last still there.
-    torch.empty(24 << 20, dtype=torch.uint8)
     step = max(1, PART // max(1, columns))
+    if rows > step:
+        _keep_freed_memory()
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Have one part's temporaries find those of the last still there; once a process.
+
+    glibc hands freed memory back to the system beyond twice the largest block (of up to 32 MiB) that it has mapped and
+    freed so far. This one is never touched; torch would fill it where its algorithms are to be deterministic.
+    """
+    np.empty(24 << 20, dtype=np.uint8)
 
 
 def over_parts(work: Callable[[slice], _Result], rows: int, columns: int) -> list[_Result]:

@@ -10,12 +10,14 @@ into
     measures   multiply-adds, and the measures of predictions and cost
     harness    the rest: tables, hashes, JSON, arrays, files flushed to disk, progress bar
 
-by the clock and by the processor's time of the process. After each cell the resident memory and the open files are
-noted; after each seed the tensors alive. A slope is Theil-Sen's over the 40 means by seed, which hold the same methods
-and keep ratios, with its 95 % interval.
+by the clock and by the processor's time of the process. After each cell the resident memory, the memory that is in use
+(glibc's `mallinfo2`: what is resident has what the allocator keeps as well) and the open files are noted; after each
+seed the tensors alive. A slope is Theil-Sen's over the 40 means by seed, which hold the same methods and keep ratios,
+with its 95 % interval.
 """
 
 import argparse
+import ctypes
 import gc
 import os
 import tempfile
@@ -75,6 +77,23 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+class _Allocated(ctypes.Structure):
+    """The `struct mallinfo2` of glibc."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keep".split()
+    ]
+
+
+def allocated_bytes() -> int:
+    """Memory that has been asked for and not given back, without what the allocator keeps; by glibc's mallinfo2."""
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = _Allocated
+    found = mallinfo()
+    return int(found.uordblks + found.hblkhd)
+
+
 def live_tensors() -> int:
     """Tensors that the garbage collector knows of."""
     gc.collect()
@@ -97,7 +116,8 @@ def soak(suite: Suite, output: Path, cache: Path) -> tuple[list[dict[str, Any]],
             "seconds": now[0] - last[0], "work": work[0], "measures": measures[0], "write": now[0] - start[0],
             "cpu_seconds": now[1] - last[1], "cpu_work": work[1], "cpu_measures": measures[1],
             "cpu_write": now[1] - start[1],
-            "resident_bytes": resident_bytes(), "open_files": len(os.listdir("/proc/self/fd")),  # noqa: PTH208
+            "resident_bytes": resident_bytes(), "allocated_bytes": allocated_bytes(),
+            "open_files": len(os.listdir("/proc/self/fd")),  # noqa: PTH208
         })  # fmt: skip
         clock.spent.clear()
         if len(rows) % per_seed == 0:
@@ -134,6 +154,7 @@ def figures(rows: list[dict[str, Any]], tensors: list[int], seeds: int) -> dict[
         "cell_ms": [1000 * row["seconds"] for row in rows],
         "cell_cpu_ms": [1000 * row["cpu_seconds"] for row in rows],
         "resident_bytes": [row["resident_bytes"] for row in rows],
+        "allocated_bytes": [row["allocated_bytes"] for row in rows],
     }
     return {
         "cells": len(rows),

@@ -80,10 +80,10 @@ def resident_bytes() -> int:
 class _Allocated(ctypes.Structure):
     """The `struct mallinfo2` of glibc."""
 
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keep".split()
-    ]
+    # In use: uordblks, and hblkhd in blocks of their own.
+    _fields_ = [*((f"other{number}", ctypes.c_size_t) for number in range(4)), ("hblkhd", ctypes.c_size_t),
+                *((f"more{number}", ctypes.c_size_t) for number in range(2)), ("uordblks", ctypes.c_size_t),
+                *((f"last{number}", ctypes.c_size_t) for number in range(2))]  # fmt: skip
 
 
 def allocated_bytes() -> int:

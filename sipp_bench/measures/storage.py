@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import safetensors.numpy
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -69,4 +70,10 @@ def _replaced(
 
 
 def _size(state: Mapping[str, Tensor]) -> int:
-    return len(safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()}))
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    try:
+        # Through numpy: for every length that is new to it, safetensors.torch keeps some memory for good (an array type
+        # of ctypes), and pruned weights have new lengths in each cell of a long run.
+        return len(safetensors.numpy.save({name: tensor.numpy() for name, tensor in tensors.items()}))
+    except TypeError:  # a type that numpy has not, such as bfloat16
+        return len(safetensors.torch.save(tensors))

@@ -1,5 +1,8 @@
 """File sizes: what is counted holds the whole network, and is as long as its parts say."""
 
+import gc
+import tracemalloc
+
 import numpy as np
 import pytest
 import safetensors.torch
@@ -60,9 +63,10 @@ def test_sizes_by_hand() -> None:
     assert 4 * (1000 + 100) + 20000 // 8 in contents(sizes.bitmap, 3)
 
 
-def test_of_a_pruned_network() -> None:
-    network = build(small_network)
-    pruned = sb.prune(network, torch.rand(20, 2, 6, 6), method="magnitude", keep=0.2)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_of_a_pruned_network(dtype: torch.dtype) -> None:
+    network = build(small_network).to(dtype)
+    pruned = sb.prune(network, torch.rand(20, 2, 6, 6, dtype=dtype), method="magnitude", keep=0.2)
     sizes = file_sizes(pruned.model, pruned.masks)
     assert sizes.dense == len(safetensors.torch.save(dict(network.state_dict())))
     assert file_sizes(pruned.model, {}).bitmap == sizes.dense, "without masks nothing is sparse"
@@ -86,3 +90,22 @@ def test_tied_weights_buffers_and_half_precision() -> None:
     sizes = file_sizes(network, {"0.weight": torch.eye(40, dtype=torch.bool)})
     assert 2 * (1600 + 4 * 40) + 8 in contents(sizes.dense, 6)
     assert 2 * (40 + 4 * 40) + 8 + 200 in contents(sizes.bitmap, 7)
+
+
+def test_no_memory_is_kept_for_a_length_that_is_new() -> None:
+    """9 KB a cell were, and long runs grew by them: each number of kept weights is a new length of a tensor."""
+    network, mask = nn.Linear(100, 20, bias=False), torch.zeros(20, 100, dtype=torch.bool)
+
+    def measure(kept: range) -> None:
+        for number in kept:
+            mask.view(-1)[:number] = True
+            file_sizes(network, {"weight": mask})
+
+    measure(range(1, 20))
+    gc.collect()
+    tracemalloc.start()
+    measure(range(20, 60))
+    gc.collect()
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert grown < 40 * 1000

@@ -12,7 +12,7 @@ __all__ = ["Comparison", "Finding", "compare"]
 def compare(base: Path | str, new: Path | str) -> Comparison:
     """Every cell, group of seeds and timing of BASE against NEW; what BASE has and NEW lacks is a regression.
 
-    BASE and NEW are run folders, or JSON files of pytest-benchmark, or folders of such files, one a run.
+    BASE and NEW are run folders, or JSON files of pytest-benchmark, or folders of the one or the other, one a run.
     Raises StoreError when one cannot be read, OptionError when one is a run folder and the other is not.
     """
     base, new = Path(base), Path(new)

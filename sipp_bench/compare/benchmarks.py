@@ -4,26 +4,24 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from sipp_bench.compare.findings import Comparison, nothing, sort
-from sipp_bench.compare.timings import Timing, judge
+from sipp_bench.compare.timings import (
+    LOST_REFERENCE,
+    NOT_IN_TURNS,
+    ONE_RUN,
+    OTHER_MACHINE,
+    Timing,
+    as_moment,
+    judge,
+    took_turns,
+)
 from sipp_bench.errors import StoreError
 
-OTHER_MACHINE = (
-    "Seconds of different or undescribed machines do not compare, and no reference operation was timed beside them."
-)
-ONE_RUN = (
-    "But one run a side cannot tell slower code from a busier machine by seconds alone: time a reference operation "
-    "beside it, or compare two folders of runs that took turns."
-)
-NOT_IN_TURNS = (
-    "But the runs did not take turns, or do not say when they were, so that it may be the machine that changed."
-)
-LOST_REFERENCE = "Timed beside a reference operation in BASE, but not in NEW."
 HISTORY = "history.json"
 """The file of a baseline's folder that is no run."""
 
@@ -44,7 +42,8 @@ def compare(base: Path, new: Path) -> Comparison:
     machines = [machine(run) for runs in sides for run in runs]
     same_machine = machines[0] is not None and all(other == machines[0] for other in machines)
     several = min(map(len, sides)) > 1
-    doubt = None if several and _took_turns(*sides) else NOT_IN_TURNS if several else ONE_RUN
+    in_turns = took_turns(*([moment(run) for run in runs] for runs in sides))
+    doubt = ONE_RUN if not several else None if in_turns else NOT_IN_TURNS
     names = [*found[0], *(name for name in found[1] if name not in found[0])]
     timings = [
         _timing(name, [each.get(name, []) for each in found], [len(runs) for runs in sides], same_machine, doubt)
@@ -97,11 +96,7 @@ def machine(run: Mapping[str, Any]) -> Any:
 
 def moment(run: Mapping[str, Any]) -> datetime | None:
     """When the run was, by its file; None where it does not say."""
-    try:
-        when = datetime.fromisoformat(str(run.get("datetime")))
-    except ValueError:
-        return None
-    return when if when.tzinfo else when.replace(tzinfo=UTC)
+    return as_moment(run.get("datetime"))
 
 
 def _files(path: Path) -> list[Path]:
@@ -144,14 +139,6 @@ def _by_name(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, A
 def _text(name: object) -> str:
     # JSON can hold half a surrogate pair, which no file that is written here can.
     return str(name).encode("utf-8", "replace").decode()
-
-
-def _took_turns(base: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> bool:
-    moments = [(moment(run), side) for side, runs in enumerate((base, new)) for run in runs]
-    known = sorted((when, side) for when, side in moments if when is not None)
-    sides = [side for _, side in known]
-    in_a_row = any(a == b == c for a, b, c in zip(sides, sides[1:], sides[2:], strict=False))
-    return len(known) == len(moments) and not in_a_row
 
 
 def _timing(

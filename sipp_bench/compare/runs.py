@@ -6,41 +6,79 @@ program can say that it is meant: one that is meant goes into a new baseline, wi
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
 
 from sipp_bench.compare.accuracy import compare_accuracies, rows
-from sipp_bench.compare.benchmarks import LOST_REFERENCE, ONE_RUN, OTHER_MACHINE
 from sipp_bench.compare.findings import Comparison, Finding, nothing, sort
-from sipp_bench.compare.timings import Timing, judge
+from sipp_bench.compare.timings import (
+    LOST_REFERENCE,
+    NOT_IN_TURNS,
+    ONE_RUN,
+    OTHER_MACHINE,
+    Timing,
+    as_moment,
+    judge,
+    took_turns,
+)
 from sipp_bench.records import read_json
 from sipp_bench.store import Run, load_run
 
 _EXACT = ("requested", "kept", "weights", "multiply_adds", "mask_sha256")
 _SETTINGS = ("method_name", "num_points", "delta")
+_Samples = dict[tuple[Any, ...], float]
+"""Of one timing in one run: by seed, or seed and keep ratio."""
 _UNIT = 2.0**-24
 """Unit roundoff of float32, the precision of sensitivities."""
 
 
 def compare(base_path: Path, new_path: Path) -> Comparison:
-    """Two run folders. Raises StoreError for a folder that is none, or damaged."""
-    base, new = load_run(base_path), load_run(new_path)
+    """Two run folders, or folders of such folders, runs of one suite that were made one after the other.
+
+    What is deterministic must be equal in all of them. Accuracies are those of the first run on either side. Times of
+    several runs a side have one sample a run, the median over its cells, each cell relative to its median over all
+    runs: ratios to the reference operation where all runs have it, else seconds, which decide only where the runs took
+    turns on one machine. Raises StoreError for a folder that is none, or damaged.
+    """
+    sides = [[load_run(folder) for folder in _folders(path)] for path in (base_path, new_path)]
+    base, new = sides[0][0], sides[1][0]
     common = set(base.cells["id"]) & set(new.cells["id"])
     if not common:
         return nothing(str(base_path), str(new_path), "cell", "BASE and NEW have no cell in common.")
     # Of one experiment: only these say anything by their accuracies and times.
     unlike = _other_settings(base, new)
     alike = common - unlike.keys()
-    same_machine = _machines(base) == _machines(new) and len(_machines(base)) == 1
     findings = [
         *_cells(base, new, unlike),
+        *_repeated(base, [*sides[0][1:], *sides[1][1:]]),
         *compare_accuracies(base, new, alike),
-        *judge(_timings(base, new, alike, same_machine)),
+        *judge(_timings(sides, alike)),
     ]
     return Comparison(str(base_path), str(new_path), "cell", sort(findings), _notes(base, new))
+
+
+def is_several(path: Path) -> bool:
+    """Whether it is a folder of run folders."""
+    return path.is_dir() and not (path / "run.json").exists() and any(path.glob("*/run.json"))
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(file.parent for file in path.glob("*/run.json")) if is_several(path) else [path]
+
+
+def _repeated(first: Run, others: Iterable[Run]) -> list[Finding]:
+    """Cells of further runs that are not as in the first of BASE."""
+    return [
+        replace(finding, name=f"{finding.name}, in {run.path}")
+        for run in others
+        for finding in _cells(first, run, _other_settings(first, run))
+        if finding.status == "regression"
+    ]
 
 
 def epsilon_tolerance(a: float, b: float, fan_in: int) -> float:
@@ -139,20 +177,46 @@ def _layers(
     return sorted(changes)
 
 
-def _timings(base: Run, new: Run, common: set[str], same_machine: bool) -> list[Timing]:
+def _timings(sides: Sequence[Sequence[Run]], common: set[str]) -> list[Timing]:
     """One a network, data, method and part of the work. The fit of a method is one sample a seed, not one a keep.
 
     As ratios to the reference operation that is timed in every cell; runs of before it have seconds only, in which a
-    difference decides nothing.
+    difference of one run a side decides nothing.
     """
-    beside = [_has_reference(run, common) for run in (base, new)]
-    samples = [_samples(run, common, ratios=all(beside)) for run in (base, new)]
-    pairs = {name: (samples[0].get(name, ()), samples[1].get(name, ())) for name in {**samples[0], **samples[1]}}
-    if all(beside):
-        return [Timing(name, base, new, "of the reference") for name, (base, new) in pairs.items()]
-    lost = LOST_REFERENCE if beside[0] else None
-    reason = None if same_machine or lost else OTHER_MACHINE
-    return [Timing(name, base, new, "s", reason, ONE_RUN, lost) for name, (base, new) in pairs.items()]
+    beside = [all(_has_reference(run, common) for run in runs) for runs in sides]
+    found = [[_samples(run, common, ratios=all(beside)) for run in runs] for runs in sides]
+    several = min(map(len, sides)) > 1
+    machines = [_machines(run) for runs in sides for run in runs]
+    same_machine = all(each == machines[0] for each in machines) and len(machines[0]) == 1
+    in_turns = took_turns(*([as_moment(run.meta.get("started")) for run in runs] for runs in sides))
+    doubt = None if all(beside) or (several and in_turns) else NOT_IN_TURNS if several else ONE_RUN
+    lost = LOST_REFERENCE if beside[0] and not beside[1] else None
+    reason = None if all(beside) or same_machine or lost else OTHER_MACHINE
+    timings = []
+    for name in dict.fromkeys(name for runs in found for run in runs for name in run):
+        base, new = ([run.get(name, {}) for run in runs] for runs in found)
+        missing = sum(not each for each in new)
+        some = f"Missing in {missing} of {len(new)} runs of NEW." if all(base) and 0 < missing < len(new) else lost
+        samples = _one_a_run(base, new) if several else (tuple(base[0].values()), tuple(new[0].values()))
+        unit = "of the reference" if all(beside) else "s"
+        timings.append(Timing(name, *samples, unit, reason, doubt, some))
+    return timings
+
+
+def _one_a_run(base: list[_Samples], new: list[_Samples]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of each run the median over what it measured, each relative to its median over all runs of both sides.
+
+    The middle is the same whichever runs are called BASE, so that the samples are exchangeable where the code is equal.
+    """
+    every = {key for run in (*base, *new) for key in run}
+    middle = {key: median(run[key] for run in (*base, *new) if key in run) for key in every}
+    scale = median(middle.values()) if middle else 1.0
+
+    def sample(run: _Samples) -> float:
+        return scale * median(value / middle[key] for key, value in run.items())
+
+    first, second = ([sample(run) for run in runs if run] for runs in (base, new))
+    return tuple(first), tuple(second)
 
 
 def _has_reference(run: Run, common: set[str]) -> bool:
@@ -160,9 +224,9 @@ def _has_reference(run: Run, common: set[str]) -> bool:
     return bool((run.timings["reference_seconds"][run.timings["id"].isin(done)] > 0).all())
 
 
-def _samples(run: Run, common: set[str], ratios: bool) -> dict[str, tuple[float, ...]]:
+def _samples(run: Run, common: set[str], ratios: bool) -> dict[str, _Samples]:
     cells = _by_id(run.cells)
-    found: dict[str, dict[tuple[Any, ...], float]] = {}
+    found: dict[str, _Samples] = {}
     for row in rows(run.timings):
         if row["id"] not in common:
             continue
@@ -170,10 +234,10 @@ def _samples(run: Run, common: set[str], ratios: bool) -> dict[str, tuple[float,
         for part in ("fit", "prune", "protocol", "evaluate", "check"):
             seconds = float(row[f"{part}_seconds"]) / (float(row["reference_seconds"]) if ratios else 1.0)
             key = (cell["seed"],) if part == "fit" else (cell["seed"], cell["keep"])
-            if math.isfinite(seconds):
+            if math.isfinite(seconds) and seconds > 0:
                 name = f"{cell['network']} on {cell['data']}, {cell['method']}: {part}"
                 found.setdefault(name, {}).setdefault(key, seconds)
-    return {name: tuple(values.values()) for name, values in found.items()}
+    return found
 
 
 def _machines(run: Run) -> list[Any]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from statistics import median
 
 from scipy import stats
@@ -11,6 +12,19 @@ from sipp_bench.compare.findings import ALPHA, THRESHOLD, Finding, Status, holm
 
 _EXACT = 50
 """Up to so many samples a side the test is exact; beyond, the normal approximation is as good."""
+
+
+OTHER_MACHINE = (
+    "Seconds of different or undescribed machines do not compare, and no reference operation was timed beside them."
+)
+ONE_RUN = (
+    "But one run a side cannot tell slower code from a busier machine by seconds alone: time a reference operation "
+    "beside it, or compare two folders of runs that took turns."
+)
+NOT_IN_TURNS = (
+    "But the runs did not take turns, or do not say when they were, so that it may be the machine that changed."
+)
+LOST_REFERENCE = "Timed beside a reference operation in BASE, but not in NEW."
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,24 @@ def judge(timings: Sequence[Timing]) -> list[Finding]:
         for timing, p, p_adjusted in zip(family, p_values, holm(p_values), strict=True):
             findings[id(timing)] = _judged(timing, p, p_adjusted, len(family))
     return [findings[id(timing)] if id(timing) in findings else _untested(timing) for timing in timings]
+
+
+def as_moment(text: object) -> datetime | None:
+    """An ISO date and time, in UTC where it does not say; None for anything else."""
+    try:
+        when = datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
+
+
+def took_turns(base: Sequence[datetime | None], new: Sequence[datetime | None]) -> bool:
+    """Whether runs that began then had never more than two of one side in a row; not, where one does not say."""
+    moments = [(when, side) for side, runs in enumerate((base, new)) for when in runs]
+    known = sorted((when, side) for when, side in moments if when is not None)
+    sides = [side for _, side in known]
+    in_a_row = any(a == b == c for a, b, c in zip(sides, sides[1:], sides[2:], strict=False))
+    return len(known) == len(moments) and not in_a_row
 
 
 def smallest_p(base: int, new: int) -> float:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from sipp_bench.compare import Comparison, compare
-from sipp_bench.compare.benchmarks import LOST_REFERENCE, ONE_RUN
 from sipp_bench.compare.runs import epsilon_tolerance
+from sipp_bench.compare.timings import LOST_REFERENCE, NOT_IN_TURNS, ONE_RUN
 from sipp_bench.errors import OptionError, StoreError
 from sipp_bench.records import read_json, sealed_json
 from sipp_bench.store import Store
@@ -278,3 +278,66 @@ def test_strange_arguments(base: Path, tmp_path: Path) -> None:
         compare(base, file)
     with pytest.raises(StoreError, match="There is no "):
         compare(base, tmp_path / "nothing")
+
+
+PARTS = ("fit", "prune", "evaluate", "check")
+
+
+@pytest.fixture
+def turns(base: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Nine runs a side in turns, each as a whole up to 6 % slower or faster than the others, keep ratios far apart."""
+    generator = np.random.default_rng(0)
+    for number in range(18):
+        run = Path(shutil.copytree(base, tmp_path / "turns" / "ab"[number % 2] / str(number)))
+        speed = 1 + 0.03 * generator.standard_normal()
+        meta = read_json(run / "run.json") | {"started": f"2026-01-01T00:{number:02}:00+00:00"}
+        (run / "run.json").write_text(sealed_json(meta))
+        for cell in CELLS:
+            slow = {f"{part}_seconds": speed * (1 + 9 * cell.keep) for part in PARTS}
+            edit(run, lambda timing, slow=slow: timing.update(slow), [cell], "timing.json")
+    return tmp_path / "turns" / "a", tmp_path / "turns" / "b"
+
+
+def test_noise_of_several_runs_is_no_difference(turns: tuple[Path, Path]) -> None:
+    comparison = compare(*turns)
+    assert {finding.status for finding in comparison.findings} == {"same"}
+    assert {finding.n for finding in comparison.findings if finding.kind == "timing"} == {(9, 9)}
+
+
+@pytest.mark.parametrize("reference", [True, False])
+def test_a_slow_method_is_found_by_several_runs(turns: tuple[Path, Path], reference: bool) -> None:
+    first = [cell for cell in CELLS if cell.method == "a"]
+    for run in turns[1].iterdir():
+        edit(run, lambda timing: timing.update(prune_seconds=1.15 * timing["prune_seconds"]), first, "timing.json")
+    for run in () if reference else (*turns[0].iterdir(), *turns[1].iterdir()):
+        without_reference(run)
+    assert "net on digits, a: prune: 1.1" in only(compare(*turns), "regression")
+
+
+def test_seconds_of_runs_that_took_no_turns_decide_nothing(turns: tuple[Path, Path]) -> None:
+    for side in turns:
+        for run in side.iterdir():
+            without_reference(run)
+            edit(run, lambda timing: timing.update(prune_seconds=2.0), CELLS, "timing.json")
+    for run in turns[1].iterdir():
+        edit(run, lambda timing: timing.update(prune_seconds=3.0), CELLS, "timing.json")
+        meta = read_json(run / "run.json") | {"started": "2026-01-02T00:00:00+00:00"}
+        (run / "run.json").write_text(sealed_json(meta))
+    comparison = compare(*turns)
+    undecided = [finding for finding in comparison.findings if finding.status != "same"]
+    assert [(f.name, f.status) for f in undecided] == [(f"net on digits, {m}: prune", "undecided") for m in "ab"]
+    assert all(NOT_IN_TURNS in finding.message for finding in undecided)
+
+
+def test_one_changed_cell_of_one_run_is_found(turns: tuple[Path, Path]) -> None:
+    run = sorted(turns[1].iterdir())[4]
+    edit(run, lambda cell: cell.update(mask_sha256="another"))
+    assert f"{CELLS[0].id}, in {run}: Changed: mask_sha256" in only(compare(*turns), "regression")
+
+
+def test_a_timing_that_some_runs_lack_is_a_regression(turns: tuple[Path, Path]) -> None:
+    run = sorted(turns[1].iterdir())[4]
+    edit(run, lambda timing: timing.pop("check_seconds"), CELLS, "timing.json")
+    lost = [finding for finding in compare(*turns).findings if finding.status == "regression"]
+    assert {f.message for f in lost} == {"Missing in 1 of 9 runs of NEW."}
+    assert [f.name for f in lost] == [f"net on digits, {method}: check" for method in "ab"]

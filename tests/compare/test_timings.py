@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from scipy.signal import lfilter
 
 from sipp_bench.compare import Comparison, compare
-from sipp_bench.compare.benchmarks import LOST_REFERENCE, NOT_IN_TURNS, ONE_RUN
 from sipp_bench.compare.false_alarms import measure, summarise
 from sipp_bench.compare.findings import ALPHA, holm
-from sipp_bench.compare.timings import Timing, judge, smallest_p
+from sipp_bench.compare.timings import LOST_REFERENCE, NOT_IN_TURNS, ONE_RUN, Timing, judge, smallest_p
 from sipp_bench.errors import OptionError, StoreError
 from theory_checks.statistics import critical_count
 

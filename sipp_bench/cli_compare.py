@@ -18,7 +18,10 @@ def register(app: typer.Typer) -> None:
 
 
 def _compare(
-    base: Annotated[Path, typer.Argument(metavar="BASE", help="A run folder, or a JSON file of pytest-benchmark.")],
+    base: Annotated[
+        Path,
+        typer.Argument(metavar="BASE", help="A run folder, a JSON file of pytest-benchmark, or a folder with several."),
+    ],
     new: Annotated[Path, typer.Argument(metavar="NEW", help="What is compared with it, of the same kind.")],
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all findings to this file.")] = None,

@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 def _compare(
     base: Annotated[
         Path,
-        typer.Argument(metavar="BASE", help="A run folder, a JSON file of pytest-benchmark, or a folder with several."),
+        typer.Argument(metavar="BASE", help="A run folder, a JSON file of pytest-benchmark, or a folder of several."),
     ],
     new: Annotated[Path, typer.Argument(metavar="NEW", help="What is compared with it, of the same kind.")],
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,

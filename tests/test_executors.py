@@ -275,8 +275,9 @@ def test_what_a_lost_worker_had_is_said_and_the_rest_is_kept(
 
 
 def test_a_worker_with_other_versions_is_refused(
-    suite: Suite, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    suite: Suite, marker: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    marker.touch()  # nothing stalls, should a cell be measured
     own = jobs.system()
     monkeypatch.setattr(runner, "system", lambda: own | {"versions": own["versions"] | {"torch": "1.0"}})
     with pytest.raises(OptionError, match=re.escape(f"A worker has torch {own['versions']['torch']} instead of 1.0")):

@@ -25,7 +25,7 @@ from sipp_bench.methods import _REGISTRY
 from sipp_bench.report import prose
 from sipp_bench.runner import run
 from sipp_bench.store import Run, load_run
-from sipp_bench.suite import Suite, parse_suite
+from sipp_bench.suite import Cell, Suite, parse_suite
 
 SUITE = """
 name = "tiny"
@@ -315,6 +315,20 @@ def test_results_depend_on_the_threads_that_are_asked_for_and_no_others(
     meta = run(suite, tmp_path, cache_dir=cache, progress=False, threads=2).meta
     assert meta["machine"]["torch_threads"] == 1
     assert meta["resumed"][-1]["machine"]["torch_threads"] == 2
+
+
+def test_a_job_has_the_threads_of_its_run_and_deterministic_kernels() -> None:
+    def state() -> tuple[int, bool]:
+        return torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+
+    def measure(cells: list[Cell], only_prepare: bool) -> jobs.Outbox:
+        seen.append(state())
+        return jobs.Outbox()
+
+    before, seen = state(), list[tuple[int, bool]]()
+    jobs.run_job(jobs.Work(measure, before[0] + 1, jobs.system(), {}), [], True)
+    assert seen == [(before[0] + 1, True)]
+    assert state() == before
 
 
 def test_devices_are_taken_in_turn() -> None:

@@ -304,6 +304,15 @@ def test_noise_of_several_runs_is_no_difference(turns: tuple[Path, Path]) -> Non
     assert {finding.n for finding in comparison.findings if finding.kind == "timing"} == {(9, 9)}
 
 
+def test_which_side_is_base_changes_no_sample(turns: tuple[Path, Path]) -> None:
+    """What makes the test exact: with equal code, runs could change sides."""
+    one, other = (
+        {finding.name: (finding.medians, finding.p) for finding in compare(*sides).findings if finding.kind == "timing"}
+        for sides in (turns, turns[::-1])
+    )
+    assert one == {name: (medians[::-1], p) for name, (medians, p) in other.items() if medians}
+
+
 @pytest.mark.parametrize("reference", [True, False])
 def test_a_slow_method_is_found_by_several_runs(turns: tuple[Path, Path], reference: bool) -> None:
     first = [cell for cell in CELLS if cell.method == "a"]

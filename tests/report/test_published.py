@@ -1,0 +1,135 @@
+"""The numbers on the published pages and in the README, computed anew from the raw data beside them."""
+
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SITES = sorted(page.parent for page in (ROOT / "reports").glob("*/accuracy.html"))
+HALF = 0.05 + 1e-9
+"""Half of the last digit that is shown of a percentage."""
+
+
+class Tables(HTMLParser):
+    """The tables of a page: caption -> rows of text, the heads first."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.found: dict[str, list[list[str]]] = {}
+        self.caption = self.into = ""
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "figcaption":
+            self.caption, self.into = "", "caption"
+        elif tag == "table":
+            self.found[self.caption] = []
+        elif tag == "tr":
+            self.found[self.caption].append([])
+        elif tag in ("td", "th"):
+            self.found[self.caption][-1].append("")
+            self.into = "cell"
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("figcaption", "td", "th"):
+            self.into = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.into == "caption":
+            self.caption += data
+        elif self.into == "cell":
+            self.found[self.caption][-1][-1] += data
+
+
+def tables(site: Path, page: str, beginning: str) -> Iterator[tuple[pd.DataFrame, list[list[str]]]]:
+    """Each table whose caption begins so, with the raw cells of what it is about."""
+    cells = pd.read_csv(site / "data" / "cells.csv").query("status == 'done'")
+    found = {caption: rows for caption, rows in Tables(site / page).found.items() if caption.startswith(beginning)}
+    groups = cells.groupby(["run", "network", "data"], sort=False)
+    assert len(found) == groups.ngroups
+    for (run, network, data), group in groups:
+        about = re.compile(re.escape(f", {network} on {data}") + f"(, run {re.escape(str(run))})?;")
+        matching = [rows for caption, rows in found.items() if about.search(caption)]
+        assert len(matching) == 1, (run, network, data)
+        yield group, matching[0]
+
+
+def assert_says(text: str, values: list[float]) -> None:
+    """That `text` is the mean of `values` and their sample standard deviation, in percent."""
+    mean, _, spread = text.partition(" ± ") if len(values) > 1 else text.partition(" (n = ")
+    assert abs(float(mean) - 100 * fmean(values)) <= HALF, (text, values)
+    if len(values) > 1:
+        assert abs(float(spread) - 100 * stdev(values)) <= HALF, (text, values)
+    else:
+        assert spread == "1)"
+
+
+def test_there_are_published_sites() -> None:
+    assert {"fashion", "quick"} <= {site.name for site in SITES}
+
+
+@pytest.mark.parametrize("site", SITES, ids=lambda site: site.name)
+def test_every_accuracy_is_that_of_its_cells(site: Path) -> None:
+    checked = 0
+    for cells, (heads, *rows) in tables(site, "accuracy.html", "Test accuracy (%) by requested keep"):
+        assert {row[0] for row in rows} == set(cells["method"])
+        for method, *texts in rows:
+            for head, text in zip(heads[1:], texts, strict=True):
+                values = cells[(cells["method"] == method) & (100 * cells["keep"] == float(head.rstrip("%")))]
+                if text == "–":
+                    assert values.empty
+                else:
+                    assert_says(text, values["accuracy"].tolist())
+                    checked += 1
+    cells = pd.read_csv(site / "data" / "cells.csv").query("status == 'done'")
+    assert checked == len(cells.groupby(["run", "network", "data", "method", "keep"]))
+
+
+@pytest.mark.parametrize("site", SITES, ids=lambda site: site.name)
+def test_every_comparison_with_magnitude_is_that_of_its_cells(site: Path) -> None:
+    for cells, (_, *rows) in tables(site, "index.html", "Best methods by keep and their test accuracy"):
+        for keep, _, sipp, magnitude, difference, ahead in rows:
+            at = cells[100 * cells["keep"] == float(keep.rstrip("%"))]
+            one, other = (
+                at[at["method"] == text.rpartition(": ")[0]].set_index("seed")["accuracy"] for text in (sipp, magnitude)
+            )
+            for text, values in ((sipp, one), (magnitude, other)):
+                assert_says(text.rpartition(": ")[2], values.tolist())
+            apart = (one - other).dropna()
+            assert_says(difference, apart.tolist())
+            assert ahead == f"{(apart > 0).sum()} of {len(apart)}"
+
+
+@pytest.mark.parametrize("site", SITES, ids=lambda site: site.name)
+def test_no_certain_bound_is_exceeded_in_the_raw_checks(site: Path) -> None:
+    checks = pd.read_csv(site / "data" / "checks.csv").query("on == 'S'")
+    assert len(checks) > 0
+    assert (checks["exceeding_certain"] == 0).all()
+    assert set(checks["verdict"]) <= {"holds", "not falsified", "useless"}
+
+
+@pytest.mark.parametrize("site", SITES, ids=lambda site: site.name)
+def test_kept_weights_add_up(site: Path) -> None:
+    cells = pd.read_csv(site / "data" / "cells.csv").query("status == 'done'")
+    layers = pd.read_csv(site / "data" / "layers.csv").groupby(["run", "id"])["kept"].sum()
+    pd.testing.assert_series_equal(
+        cells.set_index(["run", "id"])["kept"].astype("int64").sort_index(), layers.sort_index()
+    )
+
+
+def test_the_table_in_the_readme_is_that_of_the_quick_run() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## What the quick run gave")[2]
+    rows = [[part.strip() for part in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    heads, _, *rows = rows
+    cells = pd.read_csv(ROOT / "reports" / "quick" / "data" / "cells.csv")
+    cells = cells.query("run == 'quick' and network == 'lenet-300-100' and data == 'mnist-digits'")
+    assert {row[0].strip("`") for row in rows} == set(cells["method"])
+    for method, *texts in rows:
+        for head, found in zip(heads[1:], texts, strict=True):
+            at = cells[(cells["method"] == method.strip("`")) & (100 * cells["keep"] == float(head.rstrip("%")))]
+            assert_says(found, at["accuracy"].tolist())

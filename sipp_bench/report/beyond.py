@@ -158,7 +158,7 @@ def measures_picture(target: Target, name: str) -> Picture | None:
 
 def retraining_picture(target: Target, name: str) -> Picture | None:
     """Accuracy before and after retraining, and of the control; None for protocols that retrain nothing."""
-    if not retrained(target):
+    if not target.retrained:
         return None
     stages = {column: title for column, title in STAGES.items() if target.cells[column].notna().any()}
     panels = {
@@ -175,14 +175,9 @@ def retraining_picture(target: Target, name: str) -> Picture | None:
     )
 
 
-def retrained(target: Target) -> bool:
-    cells = target.cells
-    return "pruned_accuracy" in cells and bool(cells["pruned_accuracy"].notna().any())
-
-
 def retraining_tables(target: Target) -> list[Table]:
     """Accuracy before and after retraining, and of the control, by method and keep; [] without retraining."""
-    if not retrained(target):
+    if not target.retrained:
         return []
     return [
         measure_table(target, column, Measure(f"{title}: test accuracy (%)", 100, "{:.1f}"))

@@ -97,6 +97,11 @@ class Target:
         return sorted((float(keep) for keep in self.cells["keep"].unique()), reverse=True)
 
     @property
+    def retrained(self) -> bool:
+        """Whether any network was retrained after pruning; its cells then have the accuracy before that as well."""
+        return "pruned_accuracy" in self.cells and bool(self.cells["pruned_accuracy"].notna().any())
+
+    @property
     def middle_keep(self) -> float:
         """The middle one of the keep ratios that prune something and leave something."""
         inner = [keep for keep in self.keeps if 0 < keep < 1] or self.keeps

@@ -80,9 +80,9 @@ def accuracy_picture(target: Target, name: str) -> Picture:
     return Picture(
         name,
         content,
-        caption=f"{target.label}: test accuracy against the achieved compression ratio, one-shot. "
-        f"{spread_sentence(summary)} The dashed horizontal line is the dense network. The pale lines are "
-        "the methods of the other panel.",
+        caption=f"{target.label}: test accuracy against the achieved compression ratio, "
+        f"{'after the last epoch of retraining' if target.retrained else 'one-shot'}. {spread_sentence(summary)} "
+        "The dashed horizontal line is the dense network. The pale lines are the methods of the other panel.",
         alt=f"Line chart of test accuracy over compression ratio for {summary['method'].nunique()} pruning "
         f"methods of {target.label}; the same numbers are in the table below.",
     )

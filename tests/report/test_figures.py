@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from report.runs import MadeUpRun, made_up_run
+from report.runs import MadeUpRun, made_up_run, retrain
 
 from sipp_bench.report import bound_figure, figures, style
 from sipp_bench.report.collect import Target, collect
@@ -142,6 +142,15 @@ def test_accuracy_lines_are_the_means(panels: dict[str, Axes]) -> None:
     np.testing.assert_allclose(np.asarray(bars.lines[0].get_ydata(), float), expected)
     ratios = (1 / cells["achieved_keep"].first())[expected.index]
     np.testing.assert_allclose(np.asarray(bars.lines[0].get_xdata(), float), ratios)
+
+
+def test_the_caption_says_whether_networks_were_retrained(panels: dict[str, Axes]) -> None:
+    run = made_up_run()
+    assert "compression ratio, one-shot." in figures.accuracy_picture(target_of(run), "accuracy").caption
+    retrain(run)
+    caption = figures.accuracy_picture(target_of(run), "accuracy").caption
+    assert "one-shot" not in caption
+    assert "after the last epoch of retraining" in caption
 
 
 def test_no_figure_where_reduction_equals_compression(panels: dict[str, Axes]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import fragile
 import pytest
 import torch
+from run_folders import results
 
 from sipp_bench import executors, jobs, runner
 from sipp_bench.errors import OptionError, WorkerError
@@ -105,12 +106,6 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     for process in processes:
         process.kill()
         process.wait()
-
-
-def results(path: Path) -> dict[str, bytes]:
-    """The files of a run that have no time in them."""
-    files = [*path.glob("cells/*.json"), *path.glob("cells/*.safetensors")]
-    return {file.name: file.read_bytes() for file in files if not file.name.endswith(".timing.json")}
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from run_folders import results
 
 import sipp_bench
 from sipp_bench.store import load_run
@@ -82,11 +83,6 @@ def run(suite: Path, folder: Path, before: str = "") -> tuple[int, str]:
 
 def ids() -> list[str]:
     return [cell.id for cell in parse_suite(SUITE, "x").cells()]
-
-
-def results(folder: Path) -> dict[str, bytes]:
-    files = [file for file in folder.glob("cells/*") if not file.name.endswith(".timing.json")]
-    return {file.name: file.read_bytes() for file in files}
 
 
 @needs_mounts

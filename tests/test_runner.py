@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_folders import results
 
 import sipp_bench as sb
 from sipp_bench import measuring, runner
@@ -66,12 +67,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(suite: Suite, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run(suite, tmp_path_factory.mktemp("undisturbed") / "run", cache_dir=cache, progress=False)
-
-
-def results(path: Path) -> dict[str, bytes]:
-    """The files of a run that have no time in them."""
-    files = [*path.glob("cells/*.json"), *path.glob("cells/*.safetensors"), *path.glob("cells/*.npz")]
-    return {file.name: file.read_bytes() for file in files if not file.name.endswith(".timing.json")}
 
 
 def test_every_cell_is_measured(suite: Suite, undisturbed: Run) -> None:

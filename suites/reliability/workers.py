@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from faults import results
 from soak import make_suite
 
 from sipp_bench.executors import dask_executor
@@ -37,12 +38,6 @@ from sipp_bench.system import describe_system
 from sipp_bench.zoo import data, training
 
 WORKERS = 3
-
-
-def results(folder: Path) -> dict[str, bytes]:
-    """The files of a run's cells that have no time in them."""
-    files = (file for file in (folder / "cells").iterdir() if not file.name.endswith((".timing.json", ".tmp")))
-    return {file.name: file.read_bytes() for file in files}
 
 
 @contextmanager

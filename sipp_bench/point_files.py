@@ -1,12 +1,12 @@
 """Points from files: arrays as they are, images as classification networks of torchvision expect them."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import torch
 from torch import Tensor
 
@@ -76,7 +76,7 @@ def read_image(file: Path, size: int) -> npt.NDArray[np.uint8]:
 
 def memory_bytes() -> int:
     """Bytes of memory in this machine."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**63
+    return int(psutil.virtual_memory().total)
 
 
 def _only_array(path: Path, arrays: Mapping[str, Any]) -> Any:

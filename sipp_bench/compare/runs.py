@@ -62,13 +62,10 @@ def compare(base_path: Path, new_path: Path) -> Comparison:
     return Comparison(str(base_path), str(new_path), "cell", sort(findings), _notes(base, new))
 
 
-def is_several(path: Path) -> bool:
-    """Whether it is a folder of run folders."""
-    return path.is_dir() and not (path / "run.json").exists() and any(path.glob("*/run.json"))
-
-
 def _folders(path: Path) -> list[Path]:
-    return sorted(file.parent for file in path.glob("*/run.json")) if is_several(path) else [path]
+    """The run folders in a folder of them; of anything else itself."""
+    inner = [] if (path / "run.json").exists() else sorted(file.parent for file in path.glob("*/run.json"))
+    return inner or [path]
 
 
 def _repeated(first: Run, others: Iterable[Run]) -> list[Finding]:

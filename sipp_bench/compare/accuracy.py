@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any
 
 import pandas as pd
 from scipy import stats
 
 from sipp_bench.compare.findings import ALPHA, Finding, Status, holm
+from sipp_bench.compare.paired import p_value, spread_of
 from sipp_bench.store import Run
 
 MARGIN = 0.01
@@ -29,6 +30,11 @@ class _Group:
         """By seed: the means over the keep ratios that both have."""
         return [(mean(self.base[seed]), mean(self.new[seed])) for seed in self.base]
 
+    @property
+    def differences(self) -> list[float]:
+        """By seed: NEW minus BASE."""
+        return [after - before for before, after in self.pairs]
+
 
 def rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table by column name."""
@@ -43,7 +49,7 @@ def compare_accuracies(base: Run, new: Run, cells: Set[str]) -> list[Finding]:
     point of accuracy, else its seeds are too few: "undecided".
     """
     groups = _groups(base, new, cells)
-    p_values = {name: p_value(group.pairs) for name, group in groups.items() if group.pairs}
+    p_values = {name: p_value(group.differences) for name, group in groups.items() if group.pairs}
     adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     findings = []
     for name, group in groups.items():
@@ -58,25 +64,8 @@ def compare_accuracies(base: Run, new: Run, cells: Set[str]) -> list[Finding]:
     return findings
 
 
-def p_value(pairs: Sequence[tuple[float, float]]) -> float:
-    """Two-sided p-value of the paired t-test; 1 for equal pairs.
-
-    Differences that are all the same have no spread for it to measure, which happens to accuracies, being counts: the
-    sign test stands in, 2^(1 - n).
-    """
-    differences = [after - before for before, after in pairs]
-    if not any(differences):
-        return 1.0
-    spread = _spread(differences)
-    if spread == 0:
-        return 2.0 ** (1 - len(differences))
-    t = mean(differences) / (spread / math.sqrt(len(differences)))
-    return float(2 * stats.t.sf(abs(t), len(differences) - 1))
-
-
 def _judged(group: _Group, p: float, p_adjusted: float, tests: int) -> Finding:
-    pairs = group.pairs
-    differences = [after - before for before, after in pairs]
+    pairs, differences = group.pairs, group.differences
     change = mean(differences)
     status: Status = "same"
     message = "Equal." if not any(differences) else f"{100 * change:+.2f} points, within noise."
@@ -94,16 +83,10 @@ def _judged(group: _Group, p: float, p_adjusted: float, tests: int) -> Finding:
 
 def _room(differences: Sequence[float], tests: int) -> float:
     """The largest change, in either direction, that the seeds leave possible; infinite where they show no spread."""
-    spread, n = _spread(differences), len(differences)
+    spread, n = spread_of(differences), len(differences)
     if spread == 0:
         return math.inf
     return abs(mean(differences)) + float(stats.t.isf(ALPHA / tests / 2, n - 1)) * spread / math.sqrt(n)
-
-
-def _spread(differences: Sequence[float]) -> float:
-    """Sample standard deviation, 0 below the rounding of accuracies."""
-    spread = stdev(differences) if len(differences) > 1 else 0.0
-    return spread if spread > 1e-12 else 0.0
 
 
 def _groups(base: Run, new: Run, cells: Set[str]) -> dict[tuple[str, str, str], _Group]:

@@ -30,8 +30,8 @@ class Call:
     """One application of (some rows of) a weight: y = W a (+ b) for every patch of `input`.
 
     name: as in `model.named_parameters()`; weight: the rows applied, a view (M, ...); rows: which rows of the
-    parameter those are (attention's packed in_proj is applied in three parts); input: what the network gave, batch
-    first for convolutions; geometry: None for a Linear.
+    parameter those are (attention's packed in_proj is applied in parts, one for each of its inputs); input: what the
+    network gave, batch first for convolutions; geometry: None for a Linear.
     """
 
     name: str
@@ -145,14 +145,16 @@ class _Tracer(TorchFunctionMode):
             weights = (given["q_proj_weight"], given["k_proj_weight"], given["v_proj_weight"])
             biases = [None if bias is None else bias[part] for part in parts]
             projected = [self._linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True)]
-        elif query is key and key is value:
-            # One product over all rows, as torch does it: the output stays the same to the last bit.
-            projected = list(self._linear(query, given["in_proj_weight"], bias).chunk(3, dim=-1))
         else:
-            projected = [
-                self._linear(x, given["in_proj_weight"], bias, part)
-                for x, part in zip((query, key, value), parts, strict=True)
-            ]
+            # The products that torch makes, one over all rows of one input: another product rounds otherwise.
+            if key is not value:
+                inputs, rows = (query, key, value), parts
+            elif query is not key:
+                inputs, rows = (query, key), [parts[0], slice(width, 3 * width)]
+            else:
+                inputs, rows = (query,), [slice(0, 3 * width)]
+            outputs = [self._linear(x, given["in_proj_weight"], bias, r) for x, r in zip(inputs, rows, strict=True)]
+            projected = [part for output in outputs for part in output.split(width, -1)]
         out_weight, out_bias = given["out_proj_weight"], given["out_proj_bias"]
         identity = torch.eye(width, dtype=out_weight.dtype, device=out_weight.device)
         given.update(

@@ -10,33 +10,11 @@ import torch
 import torch.nn.functional as F
 from samples import build, signed, small_network
 from torch import Tensor, nn
+from traced import Functional, encoder_layer, trace_calls
 
 import sipp_bench as sb
 from sipp_bench.tracing import Call, tracing
 from sipp_bench.zoo.vision import torchvision
-
-
-def trace_calls(network: nn.Module, *args: Any, **kwargs: Any) -> tuple[list[Call], Any]:
-    calls: list[Call] = []
-    with torch.no_grad(), tracing(network, lambda call, output: calls.append(call)):
-        output = network(*args, **kwargs)
-    return calls, output
-
-
-class Functional(nn.Module):
-    """Linear maps in every spelling."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Parameter(signed(4, 3)), nn.Parameter(signed(2, 4, 3))
-        self.bias = nn.Parameter(signed(4))
-        self.c = nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.a, self.bias) + F.linear(input=x, bias=None, weight=self.a)
-        y = self.c(input=y)
-        y = F.conv1d(y[:, :, None].expand(-1, -1, 5), weight=self.b, padding="same", dilation=2)
-        return torch.conv1d(y, self.b.detach(), None, 1, 1, 1, 1) if y.shape[1] == 4 else y
 
 
 def test_every_spelling_of_a_linear_map_is_seen() -> None:
@@ -115,38 +93,6 @@ def test_what_the_observer_returns_replaces_the_output() -> None:
     network = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
     with torch.no_grad(), tracing(network, lambda call, output: torch.full_like(output, 7.0)):
         assert torch.equal(network(signed(4, 3)), torch.full((4, 2), 7.0))
-
-
-def encoder_layer(**options: Any) -> nn.Module:
-    return nn.TransformerEncoderLayer(8, 2, 12, dropout=0.3, batch_first=True, **options)
-
-
-def cross(**options: Any) -> nn.MultiheadAttention:
-    return nn.MultiheadAttention(6, 2, batch_first=True, **options)
-
-
-@pytest.mark.parametrize("name", ["small", "functional", "self", "separate", "encoder", "cross", "kdim", "bias_kv"])
-def test_outputs_under_a_trace_are_the_untraced_ones_bit_for_bit(name: str) -> None:
-    q, kv = signed(3, 5, 6), signed(3, 4, 6, seed=1)
-    tokens = signed(3, 5, 8)
-    make: Any
-    make, args = {
-        "small": (small_network, (signed(7, 2, 6, 6),)),
-        "functional": (Functional, (signed(7, 3),)),
-        "self": (cross, (q, q, q)),
-        "separate": (cross, (q, q.clone(), q.clone())),
-        "encoder": (encoder_layer, (tokens,)),
-        "cross": (cross, (q, kv, kv)),
-        "kdim": (lambda: cross(kdim=8, vdim=3), (q, signed(3, 4, 8), signed(3, 4, 3))),
-        "bias_kv": (lambda: cross(add_bias_kv=True, add_zero_attn=True), (q, kv, kv)),
-    }[name]
-    network = build(make).eval()
-    # With gradients on, torch does not take its fused path, whose rounding differs.
-    plain = network(*args)
-    _, traced = trace_calls(network, *args)
-    pairs = [(plain, traced)] if isinstance(plain, Tensor) else list(zip(plain, traced, strict=True))
-    for one, other in pairs:
-        assert torch.equal(one, other)
 
 
 def manual_attention(

@@ -1,5 +1,6 @@
 """Runs on many workers: the files of a run in one process, whatever is killed, raises or is interrupted meanwhile."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import fragile
+import psutil
 import pytest
 import torch
 from run_folders import results
@@ -180,11 +182,12 @@ def test_kill_9_of_the_run_ends_every_worker_and_fewer_go_on(
 
 
 def group_alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    """Whether a process of the group runs; a dead one stays listed where the first process reaps no orphans."""
+    for process in psutil.process_iter(["status"]):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 def test_local_workers_are_replaced_and_end_with_the_block(monkeypatch: pytest.MonkeyPatch) -> None:

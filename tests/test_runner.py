@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,12 +179,20 @@ def test_a_run_in_pieces_gives_the_same_bytes(suite: Suite, cache: Path, undistu
     assert results(tmp_path / "run") == results(undisturbed.path)
 
 
+def test_results_of_a_run_under_way_are_its_whole_files(undisturbed: Run, tmp_path: Path) -> None:
+    """The temporary file is a link to nothing: to read it fails, as it does when it is renamed after it was listed."""
+    folder = Path(shutil.copytree(undisturbed.path, tmp_path / "run"))
+    (folder / "cells" / ".one.json.x1y2z3.tmp").symlink_to("renamed")
+    assert results(folder) == results(undisturbed.path)
+
+
 def test_kill_9_at_any_moment_and_run_again(cache: Path, undisturbed: Run, tmp_path: Path) -> None:
     suite_file = tmp_path / "tiny.toml"
     suite_file.write_bytes(SUITE.encode())
     folder = tmp_path / "run"
     command = [sys.executable, "-c", COMMAND, str(suite_file), str(folder), str(cache)]
     chance = random.Random(0)
+    whole = len(results(undisturbed.path))
     killed_with: list[int] = []
     while len(killed_with) < 3:
         process = subprocess.Popen(command, cwd=Path(runner.__file__).parents[1])
@@ -192,13 +201,14 @@ def test_kill_9_at_any_moment_and_run_again(cache: Path, undisturbed: Run, tmp_p
             time.sleep(0.002)
         time.sleep(chance.random() * 0.05)
         process.send_signal(signal.SIGKILL)
-        if process.wait() == 0:
-            break
-        assert process.returncode == -signal.SIGKILL
-        killed_with.append(len(results(folder)))
+        assert process.wait() in (0, -signal.SIGKILL)
         load_run(folder)  # whatever is there is whole
-    assert len(killed_with) > 1
-    assert killed_with[0] < len(results(undisturbed.path))
+        if len(results(folder)) < whole:
+            killed_with.append(len(results(folder)))
+        else:  # on a busy machine the signal may come after the last cell: once more from the start
+            shutil.rmtree(folder)
+            killed_with.clear()
+    assert killed_with == sorted(killed_with)
     subprocess.run(command, check=True, cwd=Path(runner.__file__).parents[1])
     assert results(folder) == results(undisturbed.path)
     assert not [file for file in (folder / "cells").iterdir() if file.suffix == ".tmp"]

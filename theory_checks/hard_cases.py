@@ -115,8 +115,13 @@ class Instance:
 
     @property
     def ratio(self) -> float:
-        """Failure probability by delta: above 1 the bound is false."""
+        """Failure probability by delta."""
         return self.probability / self.delta
+
+    @property
+    def false(self) -> bool:
+        """Whether the bound fails more often than it says, without any statistics: binomial sums have no chance."""
+        return self.probability > self.delta * (1 + 1e-9)
 
 
 def linear(weight: Array, points: Array, name: str, sign: int = 1, dtype: torch.dtype = torch.float64) -> Block:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from sipp_bench import bounds
@@ -30,8 +29,8 @@ def check_fresh_rates(context: Context) -> Finding:
     worst, name = max((int(counts.max()), name) for name, counts in look.counts.items())
     weights = sum(counts.numel() for counts in look.counts.values())
     level = context.effort.level / weights
-    rejected = float(stats.betabinom.sf(worst - 1, m, 1, n)) <= level
-    can_fail = float(stats.betabinom.sf(m - 1, m, 1, n)) <= level
+    rejected = statistics.beta_binomial_p_value(worst, m, 1, n) <= level
+    can_fail = statistics.beta_binomial_p_value(m, m, 1, n) <= level
     at_one = look.audit.exceedances[0]
     data = {"expected": look.audit.expected, "per_weight": at_one.per_weight, "worst": worst, "worst_layer": name}
     detail = (
@@ -134,12 +133,12 @@ def _coverage(
 ) -> Finding:
     """Decide coverage by its exact law; `empty`: the verdict of a bound that is sound and says nothing."""
     rank = bounds.conformal_rank(len(calibration), context.alpha)
-    law = stats.betabinom(len(test), rank, len(calibration) + 1 - rank)
-    if float(law.cdf(covered)) <= context.effort.level:
-        empty, detail = Verdict.FALSIFIED, f"Covered too seldom. {detail}"
-    elif float(law.cdf(0)) > context.effort.level:
-        empty, detail = empty or Verdict.CANNOT_FAIL, f"{detail} So few points could not show a violation."
+    law = len(calibration) + 1 - rank, rank  # of the misses
     misses = len(test) - covered
+    if statistics.beta_binomial_p_value(misses, len(test), *law) <= context.effort.level:
+        empty, detail = Verdict.FALSIFIED, f"Covered too seldom. {detail}"
+    elif statistics.beta_binomial_p_value(len(test), len(test), *law) > context.effort.level:
+        empty, detail = empty or Verdict.CANNOT_FAIL, f"{detail} So few points could not show a violation."
     return Finding(
         claim, empty or Verdict.NOT_FALSIFIED, len(test), misses, misses / len(test), detail,
         statistics.clopper_pearson(misses, len(test), 1 - context.alpha), context.effort.level, data=data,

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from sipp_bench.errors import OptionError
 
@@ -109,6 +109,17 @@ def smallest_detectable(trials: int, rate0: float, alpha: float, beta: float) ->
 def p_value(count: int, trials: int, rate: float) -> float:
     """Exact Pr(Binomial(trials, rate) >= count)."""
     return float(stats.binom.sf(count - 1, trials, rate))
+
+
+def beta_binomial_p_value(count: int, trials: int, a: int, b: int) -> float:
+    """Exact Pr(BetaBinomial(trials, a, b) >= count), a sum of its terms.
+
+    Not scipy's `betabinom.sf`, which is 1 - cdf and never falls below its rounding, 1e-13 and more.
+    """
+    if count > trials:
+        return 0.0
+    terms = stats.betabinom.logpmf(np.arange(max(count, 0), trials + 1), trials, a, b)
+    return min(1.0, float(np.exp(special.logsumexp(terms))))
 
 
 def clopper_pearson(count: int, trials: int, confidence: float = 0.95) -> Interval:

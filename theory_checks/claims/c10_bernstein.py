@@ -53,13 +53,8 @@ class Bernstein(drawn.DrawnClaim):
         def bound(total: float, draws: Any, delta: float) -> Array:
             return np.asarray(subject.draw_epsilon(total, draws, delta), dtype=np.float64) * subject.shrink
 
-        violations = _formula(subject)
-        exact = [hard_cases.hardest(bound, delta) for delta in EXACT]
-        violations += [
-            f"exact failure probability {i.probability:.3g} above delta = {i.delta:g} (T = {i.total:g}, m = {i.draws})"
-            for i in exact
-            if i.probability > i.delta
-        ]
+        exact, violations = drawn.exact_failures(bound, EXACT, hard_cases.WHOLE)
+        violations += _formula(subject)
         decisions, cases = [], _small_cases(subject)
         for delta in SIMULATED:
             decision, row = _simulate(subject, hard_cases.hardest(bound, delta, DRAWN), effort, level, rng)
@@ -74,21 +69,8 @@ class Bernstein(drawn.DrawnClaim):
             decisions.append(Decision(suspect.block.name, count, effort.trials, 0.1, level, two_sided=False))
             cases.append(_case(suspect.block.name, total, suspect.draws, 0.1, epsilon))
         detail = f"Largest exact failure probability: {max(i.ratio for i in exact):.3g} of delta."
-        data = {"exact": [describe(i) for i in exact], "cases": cases}
+        data = {"exact": [drawn.describe(i) for i in exact], "cases": cases}
         return Outcome(decisions, violations=violations, detail=detail, data=data)
-
-
-def describe(instance: Instance) -> dict[str, float]:
-    """An exact failure probability, for the report. false: whether the bound that was given is false there."""
-    return {
-        "delta": instance.delta,
-        "total": instance.total,
-        "draws": instance.draws,
-        "epsilon": instance.epsilon,
-        "probability": instance.probability,
-        "ratio": instance.ratio,
-        "false": instance.probability > instance.delta,
-    }
 
 
 def _formula(subject: Subject) -> list[str]:

@@ -10,7 +10,6 @@ import torch
 from theory_checks import hard_cases, rounding, statistics
 from theory_checks.claims import drawn
 from theory_checks.claims.base import Effort, Kind
-from theory_checks.claims.c10_bernstein import describe
 from theory_checks.claims.decided import Decision, Outcome, trials_for
 from theory_checks.hard_cases import Array, Block, Instance
 from theory_checks.subject import Subject
@@ -66,13 +65,8 @@ class Mixture(drawn.DrawnClaim):
         def bound(rest: float, draws: Any, delta: float) -> Array:
             return np.asarray(subject.mixture_epsilon(rest, draws, delta), dtype=np.float64) * subject.shrink
 
-        violations = _formula(subject) + _ends(subject)
-        exact = [hard_cases.hardest(bound, delta, hard_cases.PARTS) for delta in EXACT]
-        violations += [
-            f"exact failure probability {i.probability:.3g} above delta = {i.delta:g} (T_R = {i.total:g})"
-            for i in exact
-            if i.probability > i.delta
-        ]
+        exact, violations = drawn.exact_failures(bound, EXACT, hard_cases.PARTS)
+        violations += _formula(subject) + _ends(subject)
         decisions, cases, p_values = [], [], {}
         for delta in SIMULATED:
             instance = next(i for i in exact if i.delta == delta)
@@ -84,7 +78,7 @@ class Mixture(drawn.DrawnClaim):
             p_values[f"outcomes of the rest, {members[1]} of {members[0]} active, rho = {members[2]:g}"] = p
             violations += found
         suspects, rows, found = _method(subject, effort, level, seed, rng)
-        data = {"exact": [describe(i) for i in exact], "cases": cases + rows}
+        data = {"exact": [drawn.describe(i) for i in exact], "cases": cases + rows}
         detail = f"Largest exact failure probability: {max(i.ratio for i in exact):.3g} of delta."
         return Outcome(decisions + suspects, p_values, violations + found, detail, data)
 

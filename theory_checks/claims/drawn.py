@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from theory_checks import hard_cases, rounding
 from theory_checks.claims.base import Effort, Finding, Verdict
 from theory_checks.claims.decided import DecidedClaim, Decision, Outcome
-from theory_checks.hard_cases import Block
+from theory_checks.hard_cases import Block, Bound, Instance
 
 Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -71,6 +71,32 @@ def root(draws: int, variance: float, reach: float, delta: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if log_tail(middle, draws, variance, reach) > math.log(delta) else (low, middle)
     return high
+
+
+def exact_failures(
+    bound: Bound, deltas: Sequence[float], members: Sequence[tuple[int, int, float]]
+) -> tuple[list[Instance], list[str]]:
+    """The largest exact failure probability in the hardest family at each delta, and a sentence where it is above."""
+    exact = [hard_cases.hardest(bound, delta, members) for delta in deltas]
+    false = [
+        f"exact failure probability {i.probability:.3g} above delta = {i.delta:g} (T = {i.total:g}, m = {i.draws})"
+        for i in exact
+        if i.false
+    ]
+    return exact, false
+
+
+def describe(instance: Instance) -> dict[str, float]:
+    """An exact failure probability, for the report. false: whether the bound that was given is false there."""
+    return {
+        "delta": instance.delta,
+        "total": instance.total,
+        "draws": instance.draws,
+        "epsilon": instance.epsilon,
+        "probability": instance.probability,
+        "ratio": instance.ratio,
+        "false": instance.false,
+    }
 
 
 def mixture_variance(rest_total: Any) -> Array:

@@ -148,11 +148,11 @@ class _Tracer(TorchFunctionMode):
         else:
             # The products that torch makes, one over all rows of one input: another product rounds otherwise.
             if key is not value:
-                inputs, rows = (query, key, value), parts
+                inputs, rows = [query, key, value], parts
             elif query is not key:
-                inputs, rows = (query, key), [parts[0], slice(width, 3 * width)]
+                inputs, rows = [query, key], [parts[0], slice(width, 3 * width)]
             else:
-                inputs, rows = (query,), [slice(0, 3 * width)]
+                inputs, rows = [query], [slice(0, 3 * width)]
             outputs = [self._linear(x, given["in_proj_weight"], bias, r) for x, r in zip(inputs, rows, strict=True)]
             projected = [part for output in outputs for part in output.split(width, -1)]
         out_weight, out_bias = given["out_proj_weight"], given["out_proj_bias"]

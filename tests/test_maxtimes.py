@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from installed import lacking
 from torch import Tensor, nn
 
 from sipp_bench import maxtimes, measure_sensitivity, quadrants
@@ -23,6 +24,11 @@ needs_native = pytest.mark.skipif(NO_NATIVE is not None, reason=f"no native libr
 def usable() -> list[str]:
     """Backends that run here; Triton's on a CPU by its interpreter (see conftest)."""
     return [name for name in maxtimes.BACKENDS[1:] if maxtimes.module(name).unavailable(CPU, torch.float32) is None]
+
+
+def test_the_native_library_is_here() -> None:
+    if NO_NATIVE is not None:
+        lacking(f"no native library on this machine: {NO_NATIVE}")
 
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {

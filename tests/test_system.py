@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from installed import lacking
 
 from sipp_bench import system
 
@@ -35,7 +36,7 @@ def test_names_no_owner() -> None:
 def checkout(tmp_path: Path) -> Path:
     """A repository with one commit that the package `pkg` lies in."""
     if shutil.which("git") is None:
-        pytest.skip("git is not installed")
+        lacking("no git on this machine")
     package = tmp_path / "pkg"
     package.mkdir()
     (package / "__init__.py").write_text("")

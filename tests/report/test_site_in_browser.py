@@ -1,4 +1,4 @@
-"""The site as a browser shows it from disk, in a real one without a window. Skipped where there is no Chromium."""
+"""The site as a browser shows it from disk, in a real one without a window (see installed.py where there is none)."""
 
 import shutil
 from collections.abc import Iterator
@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from installed import lacking
 from matplotlib.figure import Figure
+from playwright.sync_api import sync_playwright
 from report.runs import made_up_run, predict, retrain
 
 from sipp_bench.report import lineage
 from sipp_bench.report.build import write_report
 from sipp_bench.report.render import PAGES
 from sipp_bench.zoo import data
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 
 HOSTILE = "<script>alert(1)</script>"
 METHOD = '"><b>bold</b><img src=x onerror=alert(2)>'  # Plotly knows <b>
@@ -53,9 +53,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: install one (Debian: apt install chromium) to test pages in it")
-    with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=CHROMIUM)
+        lacking("no Chromium on this machine: install one (Debian: apt install chromium) to test pages in it")
+    with sync_playwright() as started:
+        # Root has no sandbox, nor has a container without user namespaces; the pages are our own.
+        launched = started.chromium.launch(executable_path=CHROMIUM, chromium_sandbox=False)
         yield launched
         launched.close()
 

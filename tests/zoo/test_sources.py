@@ -10,6 +10,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from installed import lacking
 from PIL import Image
 
 from sipp_bench.errors import DataError
@@ -200,8 +201,9 @@ def test_a_split_that_puts_test_rows_among_the_points_is_refused(monkeypatch: py
         data.load("digits")
 
 
-@pytest.mark.skipif(not Path("/usr/share/datasets/fashion-mnist").is_dir(), reason="Debian's package is not installed")
 def test_fashion_mnist_of_debian_is_what_was_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/usr/share/datasets/fashion-mnist").is_dir():
+        lacking("no Fashion-MNIST on this machine (Debian: apt install dataset-fashion-mnist)")
     monkeypatch.undo()
     images, labels, _ = data._read_checked("fashion-mnist")
     assert images.shape == (70_000, 28, 28)

@@ -2,11 +2,13 @@
 
 Weights are followed by identity, so tied weights, a layer called twice and functional calls are seen. The trace is a
 `TorchFunctionMode`; it does not see the calls inside `F.multi_head_attention_forward`, which is therefore taken apart
-into its four linear maps around an attention whose own projections are the identity (exact in floating point).
+into its four linear maps around an attention whose own projections are the identity (exact in floating point). What
+torch.compile has compiled runs uncompiled.
 """
 
 import contextlib
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -183,6 +185,16 @@ def _carrying() -> Iterator[None]:
         raise _Carried(error) from error
 
 
+def uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """While on, what torch.compile has compiled runs as it was written: compiled code calls nothing that is seen here.
+
+    Without torch's compiler in this process there is nothing to switch off, and loading it takes seconds.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]  # torch gives no type
+
+
 @contextlib.contextmanager
 def tracing(model: nn.Module, observe: Observer, derive: Derive | None = None) -> Iterator[Trace]:
     """While the block runs, `observe` receives each linear map of `model`; the network is in eval mode.
@@ -201,7 +213,7 @@ def tracing(model: nn.Module, observe: Observer, derive: Derive | None = None) -
         for module, _ in modes:
             module.training = False
         torch.backends.mha.set_fastpath_enabled(False)
-        with _Tracer(names, observe, trace, derive):
+        with uncompiled(), _Tracer(names, observe, trace, derive):
             yield trace
     except _Carried as carried:
         raise carried.error from carried.error.__cause__

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
 from sipp_bench.errors import ModelError
@@ -33,7 +35,7 @@ class Call:
 
     name: as in `model.named_parameters()`; weight: the rows applied, a view (M, ...); rows: which rows of the
     parameter those are (attention's packed in_proj is applied in parts, one for each of its inputs); input: what the
-    network gave, batch first for convolutions; geometry: None for a Linear.
+    network gave, batch first for convolutions; geometry: None for a Linear; bias: that of these rows, added afterwards.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Call:
     rows: slice
     input: Tensor
     geometry: ConvGeometry | None = None
+    bias: Tensor | None = None
 
     @property
     def groups(self) -> int:
@@ -103,15 +106,22 @@ class _Tracer(TorchFunctionMode):
     def _apply(self, func: Any, **arguments: Any) -> Tensor:
         """Run one linear map as the network asked for it, and report it when its weight is a parameter."""
         x, weight = arguments["input"], arguments["weight"]
-        if id(weight) not in self.names:
+        if id(weight) not in self.names or weight.is_complex():
             output: Tensor = func(**arguments)
             return output
+        if is_batchedtensor(x):
+            raise _Carried(
+                ModelError(
+                    f"{self.names[id(weight)]!r} is applied inside torch.vmap, where the numbers of a single point "
+                    "cannot be read: give the network a forward that applies it to the whole batch."
+                )
+            )
         geometry = None
         if func in _CONVOLUTIONS:
             geometry = ConvGeometry.from_arguments(_CONVOLUTIONS[func], arguments)
             if x.ndim == geometry.dimensions + 1:
                 x = x.unsqueeze(0)
-        call = self._call(weight, slice(0, weight.shape[0]), x, geometry)
+        call = self._call(weight, slice(0, weight.shape[0]), x, geometry, arguments.get("bias"))
         if self.derive is not None and x.ndim == arguments["input"].ndim:
             with _carrying():
                 derived = self.derive(call)
@@ -120,10 +130,10 @@ class _Tracer(TorchFunctionMode):
                 return derived if bias is None else derived + bias.reshape(-1, *[1] * (weight.ndim - 2))
         return self._observed(call, func(**arguments))
 
-    def _call(self, weight: Tensor, rows: slice, x: Tensor, geometry: ConvGeometry | None) -> Call:
+    def _call(self, weight: Tensor, rows: slice, x: Tensor, geometry: ConvGeometry | None, bias: Tensor | None) -> Call:
         name = self.names[id(weight)]
         self.trace.applied.add(name)
-        return Call(name, weight.detach()[rows], rows, x.detach(), geometry)
+        return Call(name, weight.detach()[rows], rows, x.detach(), geometry, None if bias is None else bias.detach())
 
     def _observed(self, call: Call, output: Tensor) -> Tensor:
         with _carrying():
@@ -133,8 +143,9 @@ class _Tracer(TorchFunctionMode):
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, rows: slice | None = None) -> Tensor:
         """One of attention's projections, by the given rows of its weight."""
         rows = rows or slice(0, weight.shape[0])
-        output = F.linear(x, weight[rows], None if bias is None else bias[rows])
-        return self._observed(self._call(weight, rows, x, None), output) if id(weight) in self.names else output
+        part = None if bias is None else bias[rows]
+        output = F.linear(x, weight[rows], part)
+        return self._observed(self._call(weight, rows, x, None, part), output) if id(weight) in self.names else output
 
     def _attention(self, func: Any, bound: inspect.BoundArguments) -> Any:
         """Attention as projections in, attention with identity projections, projection out."""
@@ -244,11 +255,14 @@ def unmeasured(model: nn.Module, trace: Trace) -> dict[str, str]:
     parameters = {id(parameter): name for name, parameter in model.named_parameters()}
     for path, module in model.named_modules():
         for attribute, reason in _linear_weights(module):
-            weight = getattr(module, attribute, None)
-            if not isinstance(weight, Tensor):
+            # A parametrization is not asked for its weight: some (spectral norm) change the network when they are.
+            weight = None if is_parametrized(module, attribute) else getattr(module, attribute, None)
+            if weight is None and not is_parametrized(module, attribute):
                 continue
             name = parameters.get(id(weight))
-            if name is None:
+            if isinstance(weight, Tensor) and weight.is_complex():
+                reasons[name or f"{path}.{attribute}".lstrip(".")] = "it is complex: its numbers have no sign"
+            elif name is None:
                 reasons[f"{path}.{attribute}".lstrip(".")] = (
                     "it is computed from other parameters (a parametrization, weight norm or torch.nn.utils.prune): "
                     "make it a plain parameter first"

@@ -1,6 +1,7 @@
 """Claim C18: the cancellation factor Delta of every layer, and what errors it composes to."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,18 +14,20 @@ CHAIN = (
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
     nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
 )  # fmt: skip
+CHANGING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool2d)
 # Decimal logarithms of Delta are counted in bins of 1/100, up to 1e20.
 _BINS, _DECADES = 2000, 20
 
 
-def cancellation(layer: oracle.Layer, x: Tensor) -> Tensor:
+def cancellation(layer: oracle.Layer | oracle.LinearMap, x: Tensor) -> Tensor:
     """Delta_i(x, p) = (sum_j |w_ij a_j| + |b_i|) / |y_i + b_i|, infinite over 0, 1 for a neuron with nothing to add.
 
-    (N, P, M) float64.
+    (N, P, rows that were applied) float64.
     """
-    z = oracle.quadrant_sums(layer, x)
-    bias = torch.zeros(z.shape[2]) if layer.bias is None else layer.bias.detach()
-    bias = bias.double().to(z.device)
+    rows = layer.rows if isinstance(layer, oracle.LinearMap) else slice(None)
+    z = oracle.quadrant_sums(layer, x)[:, :, rows]
+    bias = z.new_zeros(z.shape[2]) if layer.bias is None else layer.bias.detach().double()
     size = z.sum((-1, -2)) + bias.abs()
     y = z[..., 0, 0] - z[..., 1, 0] - z[..., 0, 1] + z[..., 1, 1] + bias
     return torch.where(size > 0, size / y.abs(), 1.0)
@@ -69,7 +72,29 @@ def folded(model: nn.Module) -> tuple[nn.Module, bool]:
 
 
 def is_chain(model: nn.Module) -> bool:
-    """Whether the network is a plain sequence of linear maps, ReLU, pooling and batch-norm that can be folded."""
-    if isinstance(model, nn.Sequential):
-        return all(is_chain(module) for module in model)
-    return isinstance(model, CHAIN)
+    """Whether the network is a plain sequence of linear maps, ReLU, pooling and batch-norm that can be folded.
+
+    Each layer once, in a class of torch's own that nothing was hooked onto: subclasses, parametrizations and hooks may
+    do something else. Averages only of what ReLU has made non-negative: others can cancel.
+    """
+    layers = list(_layers(model))
+    linear = [id(layer) for layer in layers if isinstance(layer, CHANGING)]
+    if len(set(linear)) < len(linear):
+        return False
+    positive = False
+    for layer in layers:
+        hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+        if type(layer) not in CHAIN or hooked or (isinstance(layer, AVERAGES) and not positive):
+            return False
+        positive = isinstance(layer, nn.ReLU) or (positive and not isinstance(layer, CHANGING))
+    return True
+
+
+def _layers(model: nn.Module) -> Iterator[nn.Module]:
+    """The layers of a sequence, those of the sequences in it among them; any other module is one layer."""
+    hooked = model._forward_hooks or model._forward_pre_hooks
+    if isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward and not hooked:
+        for module in model:
+            yield from _layers(module)
+    else:
+        yield model

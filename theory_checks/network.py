@@ -1,7 +1,7 @@
 """What the checks of a user's network share: points, fit, pruned copies, and an independent look at the blocks."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,21 +13,17 @@ import sipp_bench as sb
 from sipp_bench.errors import OptionError, PointsError
 from sipp_bench.guarantee import Guarantee
 from sipp_bench.methods import Fitted
-from sipp_bench.metrics import block_errors
 from sipp_bench.parts import block_sums
 from sipp_bench.points import Points, call_model, iterate_batches, model_device
 from sipp_bench.pruned import Pruned
 from sipp_bench.sensitivity import Sensitivity, measure_sensitivity
 from sipp_bench.tracing import tracing
 from theory_checks import oracle
+from theory_checks.capture import BATCH, layer_batches
 from theory_checks.claims.base import Effort
 from theory_checks.composition import Distribution, cancellation, folded
 from theory_checks.fresh_look import FreshLook
 from theory_checks.rounding import error_rounding, sensitivity_rounding, sensitivity_underflow, unit
-
-BATCH = 64
-# Numbers in one chunk of quadrant sums: 32 MiB of float64.
-_CHUNK = 1 << 22
 
 
 class NotApplicable(Exception):  # noqa: N818  # not an error: the reason why a claim says nothing here
@@ -102,13 +98,13 @@ class Blocks:
     """The blocks of one pruned weight, (neurons, 2) each. n: weights of a neuron.
 
     epsilon: the bound, the method's own, else claim C2's. drawn: whether the block was drawn and reweighted.
-    dropped: how many weights that were not 0 are now. active: whether the block was active on S. largest: the
+    changed: how many of its weights are not the dense ones. active: whether the block was active on S. largest: the
     largest s among those dropped; lost: their sum, claim C2's bound without its cap.
     """
 
     epsilon: Tensor
     drawn: Tensor
-    dropped: Tensor
+    changed: Tensor
     active: Tensor
     largest: Tensor
     lost: Tensor
@@ -122,7 +118,7 @@ class Blocks:
     @property
     def concerned(self) -> Tensor:
         """Blocks that were active and that pruning changed."""
-        return self.active & ((self.dropped > 0) | self.drawn)
+        return self.active & ((self.changed > 0) | self.drawn)
 
 
 @dataclass(frozen=True)
@@ -148,16 +144,13 @@ class Cell:
 
     def errors(self) -> dict[str, Tensor]:
         """Measured r of every block, the largest over S, patches and activation signs: (neurons, 2), independently
-        of the library for Linear and ConvNd modules; by its own trace for weights that are applied otherwise."""
-        largest: dict[str, Tensor] = {}
-        for name, layer, x in layer_batches(self.context.model, self.context.points):
-            if name in self.weights:
-                r = oracle.relative_errors(layer, x, self.weights[name][1]).amax((0, 1, 4))
-                largest[name] = torch.maximum(largest[name], r) if name in largest else r
-        others = [name for name in self.weights if name not in largest]
-        if others:
-            found = block_errors(self.context.model, self.pruned.model, self.context.points, others, batch_size=BATCH)
-            largest |= {name: errors.largest for name, errors in found.items()}
+        of the library. A weight that S never reached has none, and error 0."""
+        largest = {
+            name: torch.zeros(len(w), 2, dtype=torch.float64, device=w.device) for name, (w, _) in self.weights.items()
+        }
+        for name, layer, x in layer_batches(self.context.model, self.context.points, largest):
+            r = oracle.relative_errors(layer, x, self.weights[name][1]).amax((0, 1, 4))
+            largest[name] = torch.maximum(largest[name], r)
         return largest
 
 
@@ -172,25 +165,17 @@ def blocks_of(
         gone = (w != 0) & (rows == 0)
         gone_s = torch.where(gone, s, 0.0)
         lost = block_sums(gone_s, positive)
-        drawn = block_sums((rows != 0) & (rows != w), positive) > 0
         if guarantee is None or not guarantee.per_patch:
+            drawn = block_sums((rows != 0) & (rows != w), positive) > 0
             epsilon = torch.where(drawn, math.inf, lost.clamp(max=1))
         else:
             epsilon = guarantee.epsilon[name].double()
-            drawn |= guarantee.draws[name] > 0
+            # A weight that changed in a block without draws is a bug, for which the bound is no excuse.
+            drawn = guarantee.draws[name] > 0
         largest = torch.stack([torch.where(sign, gone_s, 0.0).amax(1) for sign in (positive, ~positive)], 1)
-        found[name] = Blocks(epsilon, drawn, block_sums(gone, positive), layer.active > 0, largest, lost, s.shape[1])
+        changed = block_sums(rows != w, positive)
+        found[name] = Blocks(epsilon, drawn, changed, layer.active > 0, largest, lost, s.shape[1])
     return found
-
-
-def layer_batches(model: nn.Module, points: Tensor) -> Iterator[tuple[str, oracle.Layer, Tensor]]:
-    """(weight name, layer, some of its inputs), over all points in batches as the library takes them."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for batch in points.split(BATCH):
-        for layer, x in oracle.layer_inputs(model, batch.to(model_device(model))).values():
-            per_point = 4 * layer.weight.shape[0] * oracle.apply_layer(layer, x[:1], layer.weight).shape[1]
-            for part in x.split(max(1, _CHUNK // per_point)):
-                yield names[id(layer.weight)], layer, part
 
 
 def rounding_of(epsilon: Tensor, n: int, dtype: torch.dtype) -> Tensor:

@@ -16,8 +16,9 @@ from torch import Tensor
 from sipp_bench.methods.sampling import BlockSampler, reweighted
 from sipp_bench.methods.sipp import Plan, SamplingMethod, SippObservation
 from theory_checks import oracle, statistics
+from theory_checks.capture import layer_batches
 from theory_checks.claims.base import Finding, Verdict
-from theory_checks.network import Cell, NotApplicable, layer_batches, rounding_of
+from theory_checks.network import Cell, NotApplicable, rounding_of
 
 # Instances that are tested; the level of the claim's decision is shared among them.
 HARDEST = 6
@@ -238,7 +239,7 @@ def _hardest(cell: Cell, plan: Plan, eligible: dict[str, Tensor]) -> list[Instan
     return found
 
 
-def _best(name: str, layer: oracle.Layer, x: Tensor, hardness: Tensor, column: int) -> list[Instance]:
+def _best(name: str, layer: oracle.LinearMap, x: Tensor, hardness: Tensor, column: int) -> list[Instance]:
     """The hardest instances of one chunk. hardness: (N, P, M, tau), -1 where there is none."""
     _, p, m, _ = hardness.shape
     by_row = hardness.movedim(2, 0).flatten(1)  # (M, N * P * tau)

@@ -149,17 +149,19 @@ def check_composition(cell: Cell) -> Finding:
     """C18 on S: xi' <= Delta (xi + eps + xi eps), layer by layer, Delta over all neurons, patches and points."""
     context = cell.context
     factors, complete = context.cancellations
-    blocks = cell.blocks()
+    blocks, parameters = cell.blocks(), dict(context.model.named_parameters())
     if not factors:
-        raise NotApplicable("no weight is applied by a Linear or ConvNd module")
+        raise NotApplicable("no weight is applied as a linear map")
     xi, spoken = 0.0, 0
     rows: list[dict[str, Any]] = []
     for name, delta in factors.items():
-        block, dtype = blocks[name], cell.weights[name][0].dtype
-        epsilon = float(block.epsilon[block.active].max()) if bool(block.active.any()) else 0.0
+        block, w = blocks.get(name), parameters[name]
+        # A weight that stays dense has none, and error 0.
+        epsilon = float(block.epsilon[block.active].max()) if block and bool(block.active.any()) else 0.0
         if math.isfinite(xi):
             # Rounding of both float64 runs is at most gamma of every |w_ij a_j| each (claim C18's check has the same).
-            room = float(rounding_of(torch.tensor(epsilon).double(), block.n, dtype)) + 8 * gamma(block.n + 4)
+            n = w[0].numel()
+            room = float(rounding_of(torch.tensor(epsilon).double(), n, w.dtype)) + 8 * gamma(n + 4)
             xi = float(bounds.composed_error(delta.largest, xi, epsilon + room))
             spoken += math.isfinite(xi)
         quantiles = {f"Delta_{share}": delta.quantile(float(share)) for share in ("0.5", "0.9", "0.99")}

@@ -12,9 +12,10 @@ from sipp_bench.errors import ModelError
 from sipp_bench.parts import block_sums
 from sipp_bench.sensitivity import measure_sensitivity
 from theory_checks import oracle
+from theory_checks.capture import BATCH, layer_batches
 from theory_checks.certificate import certify
 from theory_checks.claims.base import Finding, Verdict
-from theory_checks.network import BATCH, Blocks, Cell, Context, NotApplicable, layer_batches, rounding_of
+from theory_checks.network import Blocks, Cell, Context, NotApplicable, rounding_of
 from theory_checks.rounding import sensitivity_rounding, sensitivity_underflow
 
 
@@ -196,7 +197,7 @@ def _only_dropped(cell: Cell) -> dict[str, Blocks]:
     found = {}
     for name, blocks in cell.blocks().items():
         keep = ~blocks.drawn
-        found[name] = replace(blocks, dropped=blocks.dropped * keep, active=blocks.active & keep)
+        found[name] = replace(blocks, changed=blocks.changed * keep, active=blocks.active & keep)
     return found
 
 

@@ -1,12 +1,13 @@
 """An independent float64 account of one layer: what the library computes, recomputed by torch's own layers.
 
-Nothing here uses sipp_bench's patches, quadrants or tracing: quadrant sums are the layer itself, applied to (a)_+ and
+Nothing here uses sipp_bench's patches or quadrants: quadrant sums are the layer itself, applied to (a)_+ and
 (a)_- with the magnitudes of one weight sign, so that a bug in the library can't hide in the check.
 Shapes: N points, P patches a point, M neurons, sigma and tau in order (+, -).
 """
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,37 +16,68 @@ from torch import Tensor, nn
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
-def apply_layer(layer: Layer, x: Tensor, weight: Tensor) -> Tensor:
-    """The layer with another weight and without its bias: (N, P, M) float64."""
+@dataclass(frozen=True)
+class LinearMap:
+    """A weight as a network applied it, whatever module or function it came from.
+
+    weight: (M, ...), all of it; rows: those that were applied, the others have no sums there; bias: of those rows;
+    stride and dilation: one number a dimension of a convolution, whose input here has its padding; () for a Linear.
+    """
+
+    weight: Tensor
+    rows: slice
+    bias: Tensor | None = None
+    stride: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+
+
+def apply_layer(layer: Layer | LinearMap, x: Tensor, weight: Tensor) -> Tensor:
+    """The layer with another weight and without its bias: (N, P, M) float64; 0 in rows that were not applied."""
+    if not isinstance(layer, LinearMap) or layer.rows == slice(0, len(layer.weight)):
+        return _applied(layer, x, weight)
+    times = len(weight) // len(layer.weight)  # several weights in one, neuron by neuron
+    rows = slice(layer.rows.start * times, layer.rows.stop * times)
+    some = _applied(layer, x, weight[rows])
+    output = some.new_zeros(*some.shape[:2], len(weight))
+    output[..., rows] = some
+    return output
+
+
+def _applied(layer: Layer | LinearMap, x: Tensor, weight: Tensor) -> Tensor:
     x, weight = x.double(), weight.double()
-    if isinstance(layer, nn.Linear):
+    if weight.ndim == 2:
         return F.linear(x, weight).reshape(x.shape[0], -1, weight.shape[0])
-    output: Tensor = layer._conv_forward(x, weight, None)
+    output: Tensor
+    if isinstance(layer, LinearMap):
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[len(layer.stride) - 1]
+        output = convolve(x, weight, None, layer.stride, 0, layer.dilation, layer.groups)
+    else:
+        output = layer._conv_forward(x, weight, None)  # type: ignore[operator]  # a Linear's weight is a matrix
     return output.flatten(2).transpose(1, 2)
 
 
-def quadrant_sums(layer: Layer, x: Tensor, weight: Tensor | None = None) -> Tensor:
+def quadrant_sums(layer: Layer | LinearMap, x: Tensor, weight: Tensor | None = None) -> Tensor:
     """Z of every block, patch and activation sign: (N, P, M, sigma, tau)."""
     w = (layer.weight if weight is None else weight).detach().double()
-    return torch.stack(
-        [
-            torch.stack(
-                [apply_layer(layer, a, part) for a in (x.double().clamp(min=0), (-x.double()).clamp(min=0))], -1
-            )
-            for part in (w.clamp(min=0), (-w).clamp(min=0))
-        ],
-        -2,
-    )
+    # Both signs of a neuron's weights as two neurons of one layer, side by side: each is in its own group still.
+    both = torch.stack([w.clamp(min=0), (-w).clamp(min=0)], 1).flatten(0, 1)
+    sums = []
+    for a in (x.double().clamp(min=0), (-x.double()).clamp(min=0)):
+        # Of an activation sign that is nowhere, as after ReLU, one point gives the shape.
+        z = apply_layer(layer, a, both) if bool(a.any()) else apply_layer(layer, a[:1], both).expand(len(a), -1, -1)
+        sums.append(z.unflatten(2, (len(w), 2)))
+    return torch.stack(sums, -1)
 
 
-def relative_errors(layer: Layer, x: Tensor, pruned: Tensor) -> Tensor:
+def relative_errors(layer: Layer | LinearMap, x: Tensor, pruned: Tensor) -> Tensor:
     """|Zhat - Z| / Z for a pruned weight, 0 where both are 0, infinite where only Z is: (N, P, M, sigma, tau)."""
     z, zhat = quadrant_sums(layer, x), quadrant_sums(layer, x, pruned)
     error = (zhat - z).abs()
     return torch.where(z > 0, error / z, torch.where(error > 0, torch.inf, 0.0))
 
 
-def contributions(layer: Layer, x: Tensor) -> Tensor:
+def contributions(layer: Layer | LinearMap, x: Tensor) -> Tensor:
     """g_ij^tau(x, p) = |w_ij| (a_j)_tau / Z of each weight's own block: (N, P, M, n, tau)."""
     weight = layer.weight.detach().double()
     flat = weight.flatten(1)
@@ -64,18 +96,18 @@ def contributions(layer: Layer, x: Tensor) -> Tensor:
     return torch.stack(result, -1)
 
 
-def sensitivities(layer: Layer, x: Tensor) -> Tensor:
+def sensitivities(layer: Layer | LinearMap, x: Tensor) -> Tensor:
     """s_ij, the largest contribution over points, patches and activation signs: (M, n)."""
     return contributions(layer, x).amax((0, 1, 4))
 
 
-def patches(layer: Layer, x: Tensor) -> Tensor:
+def patches(layer: Layer | LinearMap, x: Tensor) -> Tensor:
     """What each weight of a row meets, (groups, N, P, n) in the order of weight.flatten(1), by one-hot weights."""
     shape = layer.weight.shape
     n = layer.weight[0].numel()
     groups = 1 if isinstance(layer, nn.Linear) else layer.groups
     probes = torch.eye(n, dtype=torch.float64).repeat(groups, 1).reshape(groups * n, *shape[1:])
-    found: Tensor = apply_layer(layer, x, probes).unflatten(-1, (groups, n))
+    found: Tensor = _applied(layer, x, probes).unflatten(-1, (groups, n))
     return found.movedim(2, 0)
 
 

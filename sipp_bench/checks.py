@@ -5,6 +5,7 @@ A first look, cell by cell; `theory_checks` holds the full checks of the claims.
 
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +29,11 @@ def check_cell(
     guarantee = pruned.guarantee
     if guarantee is None or guarantee.void:
         return [], {}
-    slack = {name: _with_rounding(pruned, name, epsilon) for name, epsilon in guarantee.epsilon.items()}
+    weights = dict(pruned.model.named_parameters())
+    slack = {
+        name: with_rounding(epsilon, weights[name][0].numel(), weights[name].dtype)
+        for name, epsilon in guarantee.epsilon.items()
+    }
     errors = block_errors(model, pruned.model, points, guarantee.epsilon, slack)
     rows, arrays = [], {}
     for name, error in errors.items():
@@ -42,19 +47,18 @@ def check_cell(
     return rows, arrays
 
 
-def _with_rounding(pruned: Pruned, name: str, epsilon: Tensor) -> Tensor:
+def with_rounding(epsilon: Tensor, terms: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """epsilon with room for the rounding of sensitivities: each is within (n + 3) u relative, u that of the network.
 
-    A sum of n non-negative products is within n u / (1 - n u) of the exact one in whatever order it is taken (Higham,
-    Accuracy and Stability of Numerical Algorithms, 2nd ed., 3.1); the division, the product with |w| and reading a
-    reweighted weight cost one rounding each. Sums over blocks are in float64.
+    A sum of n = `terms` non-negative products is within n u / (1 - n u) of the exact one in whatever order it is taken
+    (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 3.1); the division, the product with |w| and
+    reading a reweighted weight cost one rounding each. Sums over blocks are in float64.
     """
-    weight = dict(pruned.model.named_parameters())[name]
-    unit = torch.finfo(weight.dtype if weight.dtype == torch.float64 else torch.float32).eps / 2
-    n, double = weight[0].numel(), torch.finfo(torch.float64).eps / 2
+    unit = torch.finfo(dtype if dtype == torch.float64 else torch.float32).eps / 2
+    double = torch.finfo(torch.float64).eps / 2
     # Reweighted weights are rounded as well, which moves Zhat itself by up to u relative to Zhat <= (1 + eps) Z. The
     # error is measured in float64, as a difference of two such sums relative to one of them.
-    return epsilon * (1 + (n + 3) * unit) + (unit + 2 * (n + 1) * double) * (1 + epsilon)
+    return epsilon * (1 + (terms + 3) * unit) + (unit + 2 * (terms + 1) * double) * (1 + epsilon)
 
 
 def _row(epsilon: Tensor, measured: Tensor, limit: Tensor, draws: Tensor, error: BlockErrors) -> dict[str, Any]:
@@ -65,9 +69,9 @@ def _row(epsilon: Tensor, measured: Tensor, limit: Tensor, draws: Tensor, error:
         "blocks": epsilon.numel(),
         "drawn": int((draws > 0).sum()),
         "vacuous": int((epsilon >= 1).sum()),
-        "bound_median": float(epsilon.median()),
+        "bound_median": float(np.median(epsilon.numpy(force=True))),
         "bound_max": float(epsilon.max()),
-        "error_median": float(measured.median()),
+        "error_median": float(np.median(measured.numpy(force=True))),
         "error_max": float(measured.max()),
         "ratio_max": float(ratios.max()) if ratios.numel() else float("nan"),
         "exceeding": int(above.sum()),

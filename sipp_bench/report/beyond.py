@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from sipp_bench.measures.potential import prune_potential
 from sipp_bench.records import floats
 from sipp_bench.report.collect import METHOD, TARGET, Target
 from sipp_bench.report.figures import COMPRESSION, Picture, drawable, handle, spread_sentence
@@ -52,10 +51,8 @@ ELSEWHERE = {
     *("achieved_keep", "multiply_adds", "num_points", "delta", "worst_class", "compression", "multiply_add_reduction"),
     *("pruned_accuracy", "pruned_loss", "control_accuracy", "control_loss"),
     # The same for all cells of a network: said with the agreement.
-    *("twin_accuracy", "twin_agreement"),
+    *("twin_accuracy", "twin_agreement", "dense_validation_filled"),
 }
-MARGIN = 0.005
-"""The drop of validation accuracy that a prune potential allows: half a point, as in "Lost in Pruning"."""
 CLASSES_SHOWN = 24
 """A map of more classes has unreadable columns: those that changed most are shown."""
 
@@ -98,11 +95,7 @@ def measure_table(target: Target, column: str, measure: Measure) -> Table:
         value = target.cells.drop_duplicates("seed")[dense].mean()
         of_dense = f" The dense network: {number(measure.scale * value, measure.pattern)}."
     if column == "agreement" and "twin_agreement" in target.cells and target.cells["twin_agreement"].notna().any():
-        twin = target.cells.drop_duplicates("seed")["twin_agreement"].mean()
-        of_dense += (
-            f" The control: a second dense network, trained with another seed, agrees on {percent(twin)} %; "
-            "agreement above that says that pruning changed less than training again does."
-        )
+        of_dense += _against_the_twin(target.cells[target.cells["twin_agreement"].notna()])
     return by_keep(
         summary,
         lambda row: mean_and_spread(row["mean"], row["sd"], row["seeds"], measure.pattern, measure.scale),
@@ -111,29 +104,16 @@ def measure_table(target: Target, column: str, measure: Measure) -> Table:
     )
 
 
-def potential_table(target: Target) -> Table | None:
-    """The prune potential of each method at `MARGIN`, by seed; None where the dense validation accuracy is missing."""
-    cells = target.cells
-    if "dense_validation_accuracy" not in cells or cells["dense_validation_accuracy"].isna().all():
-        return None
-    cells = in_order(cells[cells["dense_validation_accuracy"].notna()])
-    rows = []
-    for method, of_method in cells.groupby("method", sort=False):
-        found = []
-        for _, of_seed in of_method.groupby("seed"):
-            curve = zip(of_seed["keep"], 1 - of_seed["validation_accuracy"], strict=True)
-            dense = 1 - float(of_seed["dense_validation_accuracy"].iloc[0])
-            found.append(prune_potential(curve, dense, MARGIN))
-        firsts = ", ".join("none" if each.first_failure is None else percent(each.first_failure) for each in found)
-        lasts = ", ".join("none" if each.last_pass is None else percent(each.last_pass) for each in found)
-        rows.append([str(method), firsts, lasts])
-    return Table(
-        f"Prune potential, {target.label}: the largest share of weights removed (%) with a validation accuracy at "
-        f"most {percent(MARGIN)} points below the dense network's, seed by seed. First failure: up to where no smaller "
-        f"share fails; last pass: the largest that passes. The suite has {cells['keep'].nunique()} keep ratios.",
-        ["Method", "First failure", "Last pass"],
-        rows,
-        text=(0, 1, 2),
+def _against_the_twin(cells: pd.DataFrame) -> str:
+    """What the control says of the agreements: how many methods and keep ratios are above it, seed by seed."""
+    by_seed = cells.drop_duplicates("seed")["twin_agreement"]
+    apart = (cells["agreement"] - cells["twin_agreement"]).groupby([cells["method"], cells["keep"]])
+    above, below = int((apart.min() > 0).sum()), int((apart.max() < 0).sum())
+    return (
+        f" The control: a second dense network, trained with another seed, agrees on {percent(by_seed.mean())} % "
+        f"({percent(by_seed.min())} to {percent(by_seed.max())} over {len(by_seed)} seeds). Of {apart.ngroups} methods "
+        f"and keep ratios {above} agree more than the control in every seed (pruning changed less than training again "
+        f"does), {below} less in every seed, {apart.ngroups - above - below} neither."
     )
 
 

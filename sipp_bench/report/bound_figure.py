@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from sipp_bench.report.collect import RunLike, Target
+from sipp_bench.report.collect import Target
 from sipp_bench.report.figures import Picture
 from sipp_bench.report.style import INK, drawn, figure_style, log_ticks, method_order, new_figure
 
@@ -27,11 +27,13 @@ KINDS = {
 
 Blocks = Mapping[str, NDArray[np.float64]]
 """Of many blocks: `epsilon` (the bound), `error_S` and `error_fresh`, each (blocks,)."""
+BlocksOf = Callable[[str], Mapping[str, Mapping[str, Any]]]
+"""The arrays of a cell by layer: `RunLike.blocks`."""
 
 
-def bound_picture(target: Target, run: RunLike, name: str) -> Picture | None:
+def bound_picture(target: Target, blocks_of: BlocksOf, name: str) -> Picture | None:
     """One panel a method with a bound; None when no cell of the target has one."""
-    gathered = gather_blocks(target, run.blocks)
+    gathered = gather_blocks(target, blocks_of)
     if not gathered:
         return None
     columns = min(3, len(gathered))
@@ -65,7 +67,7 @@ def bound_picture(target: Target, run: RunLike, name: str) -> Picture | None:
     return Picture(name, content, caption=_caption(target, gathered), alt=_alt(target, gathered))
 
 
-def gather_blocks(target: Target, blocks_of: Callable[[str], Mapping[str, Mapping[str, Any]]]) -> dict[str, Blocks]:
+def gather_blocks(target: Target, blocks_of: BlocksOf) -> dict[str, Blocks]:
     """Method label -> the arrays of all its checked cells and layers, end to end, in the report's order."""
     gathered: dict[str, Blocks] = {}
     cells = target.cells[target.cells["id"].isin(set(target.checks.get("id", pd.Series(dtype=str))))]

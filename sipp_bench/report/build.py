@@ -10,14 +10,19 @@ import pandas as pd
 from sipp_bench.errors import StoreError
 from sipp_bench.files import write_atomically
 from sipp_bench.report import layers, prose, tables
+from sipp_bench.report.bounds import bound_counts, check_summary
 from sipp_bench.report.collect import Collected, RunLike, collect
+from sipp_bench.report.comparisons import details, headlines
 from sipp_bench.report.explorer import explorer_files
 from sipp_bench.report.render import PAGES, render_markdown, render_page
-from sipp_bench.report.sections import Section, section_of
-from sipp_bench.report.summaries import accuracy_summary, check_summary, layer_keeps, time_summary
+from sipp_bench.report.sections import Found, Section, section_of
+from sipp_bench.report.summaries import accuracy_summary, layer_keeps, time_summary
 from sipp_bench.report.theory_run import Theory, read_theory
 from sipp_bench.report.thumbnails import SHOWN
 from sipp_bench.store import load_run
+
+AGAIN = ["run", "id", "into_run", "into_id", "checkpoint_sha256", "mask_sha256", "accuracy"]
+"""What the data say of cells that are counted elsewhere."""
 
 
 def build_report(
@@ -49,9 +54,10 @@ def write_report(runs: Mapping[str, RunLike], output: Path, theory: Theory | Non
             f"Every cell of {', '.join(runs)} failed, so there is nothing to report. Look at the cells' "
             "traceback files, mend the cause and run the suite again."
         )
-    sections = [section_of(report, target, position) for position, target in enumerate(report.targets(), start=1)]
-    data = _data(report, theory)
-    context = _context(report, sections, theory, list(data))
+    found = Found(headlines(report), details(report), bound_counts(report))
+    sections = [section_of(report, found, target, at) for at, target in enumerate(report.targets(), start=1)]
+    data = _data(report, found, theory)
+    context = _context(report, found, sections, theory, list(data))
     for section in sections:
         for picture in section.pictures():
             write_atomically(output / "figures" / f"{picture.name}.png", picture.drawn.png)
@@ -71,13 +77,15 @@ def write_report(runs: Mapping[str, RunLike], output: Path, theory: Theory | Non
     return written
 
 
-def _context(report: Collected, sections: list[Section], theory: Theory | None, data: list[str]) -> dict[str, Any]:
+def _context(
+    report: Collected, found: Found, sections: list[Section], theory: Theory | None, data: list[str]
+) -> dict[str, Any]:
     """What the templates speak of."""
     runs = report.runs
     return {
         "title": "SiPP pruning report: " + ", ".join(dict.fromkeys(_suite_name(run) for run in runs.values())),
         "what_was_run": prose.what_was_run(report),
-        "answers": prose.answers(report),
+        "answers": prose.answers(report, found.headlines, found.details, found.counts),
         "failed": None if report.failed.empty else tables.failed_table(report),
         "skipped": layers.skipped_table(report),
         "targets": sections,
@@ -89,7 +97,7 @@ def _context(report: Collected, sections: list[Section], theory: Theory | None, 
             (
                 tables.facts_table(
                     f"Provenance of run {label}",
-                    prose.provenance(label, run, report.cells[report.cells["run"] == label]),
+                    prose.provenance(label, run, report.all_cells.query("run == @label")),
                 ),
                 run.meta["suite"].get("text", ""),
             )
@@ -100,7 +108,7 @@ def _context(report: Collected, sections: list[Section], theory: Theory | None, 
     }
 
 
-def _data(report: Collected, theory: Theory | None) -> dict[str, str]:
+def _data(report: Collected, found: Found, theory: Theory | None) -> dict[str, str]:
     """File name -> CSV: the raw rows, and the summaries that the pages' numbers are formatted from."""
     frames: dict[str, pd.DataFrame] = {
         "cells.csv": report.cells,
@@ -111,7 +119,11 @@ def _data(report: Collected, theory: Theory | None) -> dict[str, str]:
         "accuracy-summary.csv": accuracy_summary(report.done),
         "layer-summary.csv": layer_keeps(report.layers),
         "time-summary.csv": time_summary(report.timings),
-        **({} if report.checks.empty else {"check-summary.csv": check_summary(report.checks)}),
+        "comparisons.csv": found.headlines,
+        "comparisons-by-keep.csv": found.details,
+        **({} if report.checks.empty else {"check-summary.csv": check_summary(report.checks, found.counts)}),
+        **({} if found.counts.empty else {"bounds.csv": found.counts}),
+        **({} if report.merged.again.empty else {"counted-once.csv": report.merged.again[AGAIN]}),
     }
     written = {name: frame.to_csv(index=False, lineterminator="\n") for name, frame in frames.items()}
     return written | (theory.data if theory else {})

@@ -1,6 +1,7 @@
 """Several runs in, one set of tables out: every row says which run it came from."""
 
 import json
+import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sipp_bench.errors import StoreError
+from sipp_bench.report.merge import Merged, fill_dense_validation, merge
 from sipp_bench.run_tables import LISTS
 
 TARGET = ["run", "network", "data"]
@@ -42,7 +44,10 @@ class RunLike(Protocol):
 
 @dataclass(frozen=True)
 class Collected:
-    """The concatenated tables of some runs. `runs` maps the label used in the `run` column to the run."""
+    """The concatenated tables of some runs. `runs` maps the label used in the `run` column to the run.
+
+    A network that several runs made, equal by content, is in `cells` once; `merged` has the rows left out.
+    """
 
     runs: Mapping[str, RunLike]
     cells: pd.DataFrame
@@ -50,6 +55,23 @@ class Collected:
     checks: pd.DataFrame
     timings: pd.DataFrame
     skipped: pd.DataFrame
+    merged: Merged
+
+    @property
+    def all_cells(self) -> pd.DataFrame:
+        """Every run's own cells, those included that are counted elsewhere."""
+        again = self.merged.again
+        return self.cells if again.empty else pd.concat([self.cells, again[list(self.cells.columns)]])
+
+    def blocks(self, run: str, cell: str) -> Mapping[str, Mapping[str, Any]]:
+        """`RunLike.blocks` of the first of the cells that this one stands for that has any."""
+        found = (self.runs[label].blocks(own) for label, own in self.merged.sources[run, cell])
+        return next((blocks for blocks in found if blocks), {})
+
+    def predictions(self, run: str, cell: str) -> Mapping[str, NDArray[Any]]:
+        """`RunLike.predictions`, likewise."""
+        found = (self.runs[label].predictions(own) for label, own in self.merged.sources[run, cell])
+        return next((classes for classes in found if classes), {})
 
     @property
     def done(self) -> pd.DataFrame:
@@ -71,6 +93,7 @@ class Collected:
                 network=network,
                 data=data,
                 label=f"{network} on {data}" + (f", run {run}" if several else ""),
+                protocol=str(suite_table(self.runs[run]).get("protocol", "one-shot")),
                 cells=cells,
                 layers=_of(self.layers, run, ids),
                 checks=_of(self.checks, run, ids),
@@ -86,6 +109,7 @@ class Target:
     network: str
     data: str
     label: str
+    protocol: str
     cells: pd.DataFrame
     layers: pd.DataFrame
     checks: pd.DataFrame
@@ -118,16 +142,30 @@ def collect(runs: Mapping[str, RunLike]) -> Collected:
     for label, run in runs.items():
         if run.cells.empty:
             raise StoreError(f"The run {label} holds no finished cells. Run its suite first, then report on it.")
-    cells = _derived(_stacked({label: run.cells for label, run in runs.items()}))
-    keys = cells[["run", "id", *[key for key in CELL_KEYS if key != "run"]]]
+    merged = merge(fill_dense_validation(_derived(_stacked({label: run.cells for label, run in runs.items()}))))
+    keys = merged.cells[["run", "id", *[key for key in CELL_KEYS if key != "run"]]]
+
+    def table(name: str, once: bool = False) -> pd.DataFrame:
+        stacked = _stacked({label: getattr(run, name) for label, run in runs.items()})
+        return _keyed(merged.moved(stacked, once), keys)
+
     return Collected(
         runs=runs,
-        cells=cells,
-        layers=_keyed(_stacked({label: run.layers for label, run in runs.items()}), keys),
-        checks=_keyed(_stacked({label: run.checks for label, run in runs.items()}), keys),
-        timings=_keyed(_stacked({label: run.timings for label, run in runs.items()}), keys),
-        skipped=_keyed(_stacked({label: run.skipped for label, run in runs.items()}), keys),
+        cells=merged.cells,
+        layers=table("layers"),
+        checks=table("checks"),
+        timings=table("timings", once=True),
+        skipped=table("skipped"),
+        merged=merged,
     )
+
+
+def suite_table(run: RunLike) -> dict[str, Any]:
+    """The suite file of a run, parsed; {} when its text is not TOML."""
+    try:
+        return tomllib.loads(run.meta["suite"].get("text", ""))
+    except tomllib.TOMLDecodeError:
+        return {}
 
 
 def _stacked(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

@@ -134,7 +134,8 @@ def difference_picture(target: Target, name: str) -> Picture | None:
         axes = figure.subplots()
         axes.axhline(0, color=INK, linewidth=1.2, zorder=2)
         for label, line in summary.groupby("method", sort=False):
-            bars = 100 * line["difference_sd"].fillna(0.0)
+            middle = line["difference"]
+            bars = 100 * np.array([middle - line["low"], line["high"] - middle])
             look = styles[str(label)].line_kwargs() | {"capsize": 2.5, "elinewidth": 1, "zorder": 3}
             axes.errorbar(line["compression_mean"], 100 * line["difference"], yerr=bars, **look)
         # Linear within one point of zero, logarithmic beyond: the start of every curve would vanish.
@@ -150,9 +151,8 @@ def difference_picture(target: Target, name: str) -> Picture | None:
     return Picture(
         name,
         content,
-        caption=f"{target.label}: test accuracy minus that of {reference} at the same requested keep and "
-        f"seed. {spread_sentence(summary)} Above zero a method beats magnitude pruning, below zero it "
-        "loses. The vertical axis is linear between -1 and 1 and logarithmic outside.",
+        caption=f"{target.label}: test accuracy minus that of {reference} at the same requested keep and seed. "
+        f"{_interval_sentence(summary)} The vertical axis is linear between -1 and 1 and logarithmic outside.",
         alt=f"Line chart of the test accuracy's difference to {reference} over compression ratio for {target.label}.",
     )
 
@@ -231,6 +231,18 @@ def spread_sentence(summary: pd.DataFrame) -> str:
         return "One seed (n = 1), so there are no bars."
     seeds = f"{low}" if low == high else f"{low} to {high}"
     return f"Lines join means over n = {seeds} seeds; bars are one sample standard deviation to either side."
+
+
+def _interval_sentence(summary: pd.DataFrame) -> str:
+    low, high = int(summary["seeds"].min()), int(summary["seeds"].max())
+    if high == 1:
+        return "One seed (n = 1): a difference of one seed decides nothing, and has no interval."
+    seeds = f"{low}" if low == high else f"{low} to {high}"
+    return (
+        f"Lines join mean differences of n = {seeds} seeds; bars are their 95 % intervals, by paired t, each for "
+        "itself: of many, some exclude zero by chance. The table of comparisons has the tests, corrected for their "
+        "number."
+    )
 
 
 def drawable(summary: pd.DataFrame) -> pd.DataFrame:

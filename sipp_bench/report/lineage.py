@@ -10,9 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sipp_bench.report.beyond import measures_of
-from sipp_bench.report.collect import Collected, RunLike
+from sipp_bench.report.collect import Collected, RunLike, suite_table
 from sipp_bench.report.models import Family, Flips, Layer, Model, Models, Number, Operation
-from sipp_bench.report.prose import suite_table
 from sipp_bench.report.thumbnails import class_names, draw_sheet, most_flipped
 from sipp_bench.suite_tables import default_label
 
@@ -34,7 +33,7 @@ def gather_models(report: Collected, images: bool) -> tuple[Models, dict[str, by
     for group, cells in report.done.groupby(["run", "network", "data", "seed"], sort=False):
         label, network, data, seed = (str(part) for part in group)
         run, key = report.runs[label], f"{label}/{network}/{data}/s{seed}"
-        stored = {str(cell): dict(run.predictions(cell)) for cell in cells["id"]}
+        stored = {str(cell): dict(report.predictions(label, cell)) for cell in cells["id"]}
         family, sheet = _family(run, data, int(seed), cells, stored, images)
         if sheet is not None:
             family.sheet = f"images-{len(sheets) + 1:02}.png"

@@ -2,16 +2,17 @@
 
 import json
 import shlex
-import tomllib
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
-from sipp_bench.report.collect import Collected, RunLike, Target
+from sipp_bench.compare.paired import VERDICTS
+from sipp_bench.report.bounds import bound_sentence
+from sipp_bench.report.collect import Collected, RunLike, Target, suite_table
+from sipp_bench.report.comparisons import of_target
 from sipp_bench.report.style import method_order
-from sipp_bench.report.summaries import compare_with_magnitude, overall_checks
-from sipp_bench.report.tables import NOTHING, number, percent, share
+from sipp_bench.report.tables import NOTHING, interval, points, share, tests_over
 
 CLAIMS = {
     "C2": "dropping weights leaves every quadrant sum of a block within ε = min(1, sum of the dropped "
@@ -25,17 +26,24 @@ CLAIMS = {
 }
 
 
-def suite_table(run: RunLike) -> dict[str, Any]:
-    """The suite file of a run, parsed; {} when its text is not TOML."""
-    try:
-        return tomllib.loads(run.meta["suite"].get("text", ""))
-    except tomllib.TOMLDecodeError:
-        return {}
-
-
 def what_was_run(report: Collected) -> list[str]:
-    """One paragraph a run: suite, networks, data, seeds, methods, keep ratios, protocol, counts."""
-    return [_paragraph(label, run, report.cells[report.cells["run"] == label]) for label, run in report.runs.items()]
+    """One paragraph a run: suite, networks, data, seeds, methods, keep ratios, protocol, counts, what is counted "
+    "once."""
+    cells = report.all_cells
+    return [
+        _paragraph(label, run, cells[cells["run"] == label]) + _counted_once(report, label)
+        for label, run in report.runs.items()
+    ]
+
+
+def _counted_once(report: Collected, label: str) -> str:
+    again = report.merged.again
+    parts = [
+        f"{len(rows):,} of its cells are equal by content (checkpoint, masks, accuracy) to cells of run {into}: these "
+        "are the same networks, counted once, there, with the measures of both."
+        for into, rows in again[again["run"] == label].groupby("into_run", sort=False)
+    ]
+    return "".join(f" {part}" for part in parts)
 
 
 def _paragraph(label: str, run: RunLike, cells: pd.DataFrame) -> str:
@@ -65,92 +73,44 @@ def _counts(run: RunLike, cells: pd.DataFrame) -> str:
     return f"{opening} and {missing:,} {'was' if missing == 1 else 'were'} not run."
 
 
-def answers(report: Collected) -> list[str]:
-    """The findings in a few sentences."""
-    sentences = [sentence for target in report.targets() for sentence in _against_magnitude(target)]
-    sentences += _bounds(report)
+def answers(report: Collected, headlines: pd.DataFrame, details: pd.DataFrame, counts: pd.DataFrame) -> list[str]:
+    """The findings in a few sentences: of every target the comparison with magnitude, then what its bounds say."""
+    targets = list(report.targets())
+    sentences = [_compared(target, of_target(headlines, target), of_target(details, target)) for target in targets]
+    said = [bound_sentence(target, of_target(counts, target)) for target in targets]
+    sentences += [sentence for sentence in said if sentence] or ["No bounds were checked in this run."]
     failed = len(report.failed)
     if failed:
         sentences.append(f"{counted(failed, 'cell')} failed; see the list of failures. Means are over the others.")
     return sentences
 
 
-def _against_magnitude(target: Target) -> list[str]:
+def _compared(target: Target, headlines: pd.DataFrame, details: pd.DataFrame) -> str:
+    """The headline test of one target, and the verdicts by keep ratio."""
     dense = 100 * target.cells.drop_duplicates("seed")["dense_accuracy"].mean()
     opening = f"{target.label} (dense: {dense:.1f}% test accuracy):"
-    table = compare_with_magnitude(target)
-    if table.empty:
-        return [f"{opening} nothing was pruned."]
-    winners = _winners(table)
-    pairs = table[table["pairs"] > 0]
-    if pairs.empty:
-        return [f"{opening} no SiPP and magnitude pruning at the same keep ratio to compare.{winners}"]
-    shown = pairs["difference"].round(3)  # as it is written, in tenths of points
-    groups = {"behind": pairs[shown < 0], "ahead": pairs[shown > 0], "level": pairs[shown == 0]}
-    parts = [f"{word} at keep {_extent(rows, word != 'level')}" for word, rows in groups.items() if len(rows)]
-    compared = f"against the best magnitude variant, the best SiPP variant is {'; '.join(parts)}"
-    return [f"{opening} {compared}.{winners}"]
-
-
-def _extent(rows: pd.DataFrame, differ: bool) -> str:
-    """At which keep ratios, and the largest difference in points if they differ."""
-    keeps = ", ".join(map(share, rows["keep"]))
-    largest = rows.iloc[int(rows["difference"].abs().argmax())]
-    points = f"{100 * abs(largest['difference']):.1f} points"
-    if not differ:
-        return keeps
-    return f"{keeps}, by {points}" if len(rows) == 1 else f"{keeps}, by up to {points} (at {share(largest['keep'])})"
-
-
-def _winners(table: pd.DataFrame) -> str:
-    chosen = table[table["best"].notna()]
-    if chosen.empty:
-        return ""
-    keeps = chosen.groupby("best", sort=False)["keep"].apply(lambda keep: ", ".join(map(share, keep)))
-    return f" Best by validation: {'; '.join(f'{method} at {where}' for method, where in keeps.items())}."
-
-
-def _bounds(report: Collected) -> list[str]:
-    if report.checks.empty:
-        return ["No bounds were checked in this run."]
-    sentences = []
-    overall = overall_checks(report)
-    for claim in in_claim_order(overall["claim"].unique()):
-        parts = []
-        for row in overall[(overall["claim"] == claim) & (overall["blocks"] > 0)].to_dict("records"):
-            if row["on"] == "S":
-                parts.append(_vacuous(report.checks[report.checks["claim"] == claim]))
-            parts.append(_excess(row))
-        sentences.append(f"Claim {claim}: {'; '.join(parts)}.")
-    return sentences
-
-
-def _excess(row: dict[Hashable, Any]) -> str:
-    """How many measured errors exceed their bound, of one claim on one kind of points."""
-    share_of_all = number(100 * row["exceeding"] / row["blocks"], "{:.2g}")
-    found = f"{row['exceeding']:,} of {row['blocks']:,} measured errors exceed their bound ({share_of_all}%)"
-    if row["on"] != "S":
-        if not row["exceeding"]:
-            found = "no error exceeds its bound"
-        return f"on fresh points, of which the claim says nothing, {found}"
-    if not row["exceeding"]:
-        return "no measured error on S exceeds its bound; 0 violations"
-    if not row["violated"]:
-        return f"on S {found}, all of drawn blocks, to which the claim allows it with probability δ; 0 violations"
-    return f"on S {found}; {counted(row['violated'], 'violation')}"
-
-
-def _vacuous(checks: pd.DataFrame) -> str:
-    """How many of one claim's bounds on S say nothing: over all, and at the ends of the keep ratios."""
-    on_s = checks[checks["on"] == "S"]
-    overall = percent(on_s["vacuous"].sum() / on_s["blocks"].sum())
-    by_keep = on_s[on_s["keep"] < 1].groupby("keep")[["vacuous", "blocks"]].sum().sort_index(ascending=False)
-    rows = by_keep.reset_index().to_dict("records")
-    ends = [f"{percent(row['vacuous'] / row['blocks'])}% at keep {share(row['keep'])}" for row in rows]
-    between = f", from {ends[0]} to {ends[-1]}" if len(ends) > 1 else ""
-    return (
-        f"{overall}% of {on_s['blocks'].sum():,} bounds are vacuous (ε ≥ 1: no better than dropping the block){between}"
-    )
+    if details.empty:
+        return f"{opening} nothing was pruned."
+    row = headlines.to_dict("records")[0]
+    if row["verdict"] is None:
+        return f"{opening} no SiPP and magnitude pruning of one seed at the same keep ratios to compare."
+    over = f"over the mean of {counted(row['keeps'], 'keep ratio')} {row['sipp']}"
+    where = f"{row['magnitude']}: {points(row['difference'])} points of test accuracy"
+    headline = {
+        "ahead": f"{over} is ahead of {where}",
+        "behind": f"{over} is behind {where}",
+        "undecided": f"undecided {over} against {where}",
+        "at chance": f"at chance {over} and {where}",
+        "one seed": f"one seed, which decides nothing, {over} against {where}",
+    }[row["verdict"]]
+    tested = f"95% interval {interval(row)}, n = {counted(row['n'], 'seed')}"
+    if row["p_adjusted"] == row["p_adjusted"]:
+        tested += f", p = {row['p_adjusted']:.2g} corrected for {tests_over(headlines)}"
+    if row["n"] < 2:
+        tested = f"n = {counted(row['n'], 'seed')}"
+    by_verdict = details[details["verdict"].notna()].groupby("verdict", sort=False)["keep"].apply(list)
+    parts = [f"{word} at {', '.join(map(share, by_verdict[word]))}" for word in VERDICTS if word in by_verdict]
+    return f"{opening} {headline} ({tested}). By keep ratio, corrected for {tests_over(details)}: {'; '.join(parts)}."
 
 
 def in_claim_order(claims: Iterable[str]) -> list[str]:

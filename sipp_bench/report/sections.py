@@ -5,12 +5,25 @@ import json
 import re
 from dataclasses import dataclass
 
-from sipp_bench.report import beyond, figures, layers, tables
+import pandas as pd
+
+from sipp_bench.report import beyond, bounds, figures, layers, tables
 from sipp_bench.report.bound_figure import bound_picture
 from sipp_bench.report.collect import Collected, Target
+from sipp_bench.report.comparisons import of_target
 from sipp_bench.report.figures import Picture
+from sipp_bench.report.potential import potential_lacks, potential_table
 from sipp_bench.report.tables import Table
 from sipp_bench.report.thumbnails import class_names
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is found over the whole report, since tests are corrected for their number: see `comparisons`, `bounds`."""
+
+    headlines: pd.DataFrame
+    details: pd.DataFrame
+    counts: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -19,7 +32,7 @@ class Section:
 
     label: str
     architecture: Table
-    best: Table
+    comparisons: Table
     accuracy: Picture
     difference: Picture | None
     accuracy_table: Table
@@ -27,6 +40,7 @@ class Section:
     measures: Picture | None
     measure_tables: list[Table]
     potential: Table | None
+    potential_lacks: str
     classes: Picture | None
     classes_table: Table | None
     retraining: Picture | None
@@ -41,7 +55,8 @@ class Section:
     time_table: Table
     latency_table: Table | None
     bounds: Picture | None
-    vacuity_table: Table | None
+    distribution: Picture | None
+    distribution_table: Table | None
     check_table: Table | None
 
     def pictures(self) -> list[Picture]:
@@ -49,8 +64,9 @@ class Section:
         return [value for value in values if isinstance(value, Picture)]
 
 
-def section_of(report: Collected, target: Target, position: int) -> Section:
+def section_of(report: Collected, found: Found, target: Target, position: int) -> Section:
     """Draw and format everything about one target; `position` makes the names of its figures unique."""
+    counts = of_target(found.counts, target)
 
     def name(kind: str) -> str:
         return f"{position:02}-{slug(target.network)}-{slug(target.data)}-{kind}"
@@ -61,7 +77,9 @@ def section_of(report: Collected, target: Target, position: int) -> Section:
     return Section(
         label=target.label,
         architecture=layers.architecture_table(target),
-        best=tables.best_table(target),
+        comparisons=tables.comparison_table(
+            target, of_target(found.headlines, target), of_target(found.details, target)
+        ),
         accuracy=figures.accuracy_picture(target, name("accuracy")),
         difference=figures.difference_picture(target, name("difference")),
         accuracy_table=tables.accuracy_table(target),
@@ -71,7 +89,8 @@ def section_of(report: Collected, target: Target, position: int) -> Section:
             beyond.measure_table(target, column, measure)
             for column, measure in beyond.measures_of(target.cells).items()
         ],
-        potential=beyond.potential_table(target),
+        potential=potential_table(target),
+        potential_lacks=potential_lacks(target),
         classes=beyond.classes_picture(target, name("classes"), classes),
         classes_table=beyond.classes_table(target, classes),
         retraining=beyond.retraining_picture(target, name("retraining")),
@@ -85,9 +104,10 @@ def section_of(report: Collected, target: Target, position: int) -> Section:
         time=figures.time_picture(target, name("time")),
         time_table=tables.time_table(target),
         latency_table=tables.latency_table(target),
-        bounds=bound_picture(target, report.runs[target.run], name("bounds")) if checked else None,
-        vacuity_table=tables.vacuity_table(target) if checked else None,
-        check_table=tables.check_table(target) if checked else None,
+        bounds=bound_picture(target, lambda cell: report.blocks(target.run, cell), name("bounds")) if checked else None,
+        distribution=None if counts.empty else bounds.distribution_picture(target, counts, name("bound-sizes")),
+        distribution_table=None if counts.empty else bounds.distribution_table(target, counts),
+        check_table=bounds.check_table(target, counts) if checked else None,
     )
 
 

@@ -3,14 +3,14 @@
 Spread is the sample standard deviation over seeds (n - 1 in the denominator), NaN for one seed.
 """
 
+import json
 from typing import Any
 
 import pandas as pd
 
-from sipp_bench.report.collect import METHOD, TARGET, Collected, Target
-from sipp_bench.report.style import is_sipp, method_order
-
-VERDICTS = ["violated", "useless", "not falsified", "holds", "measured"]
+from sipp_bench.compare.paired import guesses, paired
+from sipp_bench.report.collect import METHOD, TARGET
+from sipp_bench.report.style import method_order
 
 
 def accuracy_summary(cells: pd.DataFrame) -> pd.DataFrame:
@@ -49,44 +49,25 @@ def best_by_validation(summary: pd.DataFrame, keep: float) -> "pd.Series[Any] | 
     return None if rows.empty else rows.iloc[int(rows["validation_accuracy_mean"].argmax())]
 
 
-def compare_with_magnitude(target: Target) -> pd.DataFrame:
-    """At each keep below 1: the best method, the best SiPP variant and the best magnitude variant.
+def points_tested(cells: pd.DataFrame) -> int | None:
+    """How many images accuracies are shares of: flips / (1 - agreement), exact in any cell with a flip."""
+    if not {"flips", "agreement"} <= set(cells.columns):
+        return None
+    flipped = cells[cells["flips"] > 0]
+    return None if flipped.empty else round(float((flipped["flips"] / (1 - flipped["agreement"])).median()))
 
-    All are chosen on validation and read on test. `difference` is SiPP's test accuracy minus magnitude's, the
-    mean over the seeds that both have; `ahead` and `behind` count seeds. Missing things are None or NaN.
+
+def at_chance(cells: pd.DataFrame, among: pd.DataFrame) -> bool:
+    """Whether every one of these networks may be guessing (`guesses`); False where the cells can't tell.
+
+    among: the cells of their target, which say how many test images and classes there are.
     """
-    summary = accuracy_summary(target.cells)
-    sipp = summary[summary["method_name"].map(is_sipp)]
-    magnitude = summary[summary["method_name"] == "magnitude"]
-    rows = []
-    for keep in (keep for keep in target.keeps if keep < 1):
-        chosen = {
-            name: best_by_validation(candidates, keep)
-            for name, candidates in (("best", summary), ("sipp", sipp), ("magnitude", magnitude))
-        }
-        row: dict[str, Any] = {"keep": keep}
-        for name, best in chosen.items():
-            row[name] = None if best is None else best["method"]
-            for column in ("accuracy_mean", "accuracy_sd", "seeds"):
-                row[f"{name}_{column}"] = float("nan") if best is None else best[column]
-        differences = _paired(target.cells, keep, row["sipp"], row["magnitude"])
-        row |= {
-            "difference": differences.mean(),
-            "difference_sd": differences.std(),
-            "pairs": len(differences),
-            "ahead": int((differences > 0).sum()),
-            "behind": int((differences < 0).sum()),
-        }
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _paired(cells: pd.DataFrame, keep: float, one: str | None, other: str | None) -> "pd.Series[float]":
-    at_keep = cells[cells["keep"] == keep]
-    by_seed = {
-        name: at_keep[at_keep["method"] == name].set_index("seed")["accuracy"].astype(float) for name in (one, other)
-    }
-    return (by_seed[one] - by_seed[other]).dropna()
+    points = points_tested(among)
+    lists = list(among["class_accuracies"].dropna()) if "class_accuracies" in among else []
+    if points is None or not lists or cells.empty:
+        return False
+    classes = len(json.loads(lists[0]))
+    return all(guesses(float(accuracy), points, classes) for accuracy in cells["accuracy"])
 
 
 def reference_label(cells: pd.DataFrame) -> str | None:
@@ -97,16 +78,18 @@ def reference_label(cells: pd.DataFrame) -> str | None:
 
 
 def difference_summary(cells: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """Per method and keep of one target: test accuracy minus the reference's, paired by seed."""
+    """Per method and keep of one target: test accuracy minus the reference's, paired by seed, with its 95 % "
+    "interval."""
     base = cells[cells["method"] == reference].set_index(["seed", "keep"])["accuracy"].rename("base")
-    paired = cells[cells["method"] != reference].join(base, on=["seed", "keep"], how="inner")
+    rows = cells[cells["method"] != reference].join(base, on=["seed", "keep"], how="inner")
     # Joining no rows at all leaves pandas with the reference's index, whose names are those of columns.
-    paired = paired.reset_index(drop=True)
-    paired["difference"] = paired["accuracy"] - paired["base"]
-    summary = paired.groupby([*TARGET, *METHOD, "keep"], sort=False).agg(
+    rows = rows.reset_index(drop=True)
+    rows["difference"] = rows["accuracy"] - rows["base"]
+    summary = rows.groupby([*TARGET, *METHOD, "keep"], sort=False).agg(
         seeds=("difference", "count"),
         difference=("difference", "mean"),
-        difference_sd=("difference", "std"),
+        low=("difference", lambda values: paired(values.tolist()).low),
+        high=("difference", lambda values: paired(values.tolist()).high),
         compression_mean=("compression", "mean"),
         achieved_keep_mean=("achieved_keep", "mean"),
     )
@@ -133,39 +116,6 @@ def layer_bounds(layers: pd.DataFrame) -> pd.DataFrame:
     bounded = layers[layers["epsilon_mean"].notna()]
     groups = bounded.groupby([*TARGET, *METHOD, "keep", "layer"], sort=False)
     return groups[["epsilon_mean", "epsilon_max", "vacuous"]].mean().reset_index()
-
-
-def check_summary(checks: pd.DataFrame) -> pd.DataFrame:
-    """Per target, method, claim and kind of points: blocks, vacuous ones, excesses, and counts of verdicts.
-
-    A count is the number of (cell, layer) rows that got that verdict; verdicts are never merged into one.
-    """
-    groups = checks.groupby([*TARGET, *METHOD, "claim", "on"], sort=False)
-    summary = groups.agg(
-        cells=("id", "nunique"),
-        blocks=("blocks", "sum"),
-        vacuous=("vacuous", "sum"),
-        exceeding=("exceeding", "sum"),
-        ratio_max=("ratio_max", "max"),
-        exceeding_rate_max=("exceeding_rate", "max"),
-        points_min=("points", "min"),
-        points_max=("points", "max"),
-    ).reset_index()
-    summary["vacuous_share"] = summary["vacuous"] / summary["blocks"].where(summary["blocks"] > 0)
-    known = [verdict for verdict in VERDICTS if verdict in set(checks["verdict"])]
-    others = sorted(set(checks["verdict"].dropna()) - set(VERDICTS))
-    for verdict in [*known, *others]:
-        counts = (checks["verdict"] == verdict).groupby([checks[key] for key in groups.keys], sort=False).sum()
-        summary[f"verdict: {verdict}"] = counts.to_numpy()
-    return in_order(summary, "claim", "on")
-
-
-def vacuous_shares(checks: pd.DataFrame) -> pd.DataFrame:
-    """Share of the blocks on S whose bound is vacuous (epsilon >= 1), per target, method, claim and keep."""
-    groups = checks[checks["on"] == "S"].groupby([*TARGET, *METHOD, "claim", "keep"], sort=False)
-    summary = groups.agg(blocks=("blocks", "sum"), vacuous=("vacuous", "sum")).reset_index()
-    summary["vacuous_share"] = summary["vacuous"] / summary["blocks"].where(summary["blocks"] > 0)
-    return in_order(summary, "keep")
 
 
 STAGES = {"fit_seconds": "fit", "prune_seconds": "prune"}
@@ -200,10 +150,3 @@ def time_summary(timings: pd.DataFrame) -> pd.DataFrame:
     summary = groups.describe()[["25%", "50%", "75%", "count"]].reset_index()
     summary.columns = pd.Index([*TARGET, *METHOD, "stage", "lower_quartile", "median", "upper_quartile", "n"])
     return in_order(summary, "stage")
-
-
-def overall_checks(report: Collected) -> pd.DataFrame:
-    """Per claim and kind of points, over everything: blocks, vacuous, exceeding, violated rows."""
-    checks = report.checks.assign(violated=report.checks["verdict"] == "violated")
-    groups = checks.groupby(["claim", "on"], sort=True)
-    return groups[["blocks", "vacuous", "exceeding", "violated"]].sum().reset_index()

@@ -8,17 +8,16 @@ from typing import Any
 
 import pandas as pd
 
+from sipp_bench.compare.paired import CHANCE_LEVEL, LEVEL
 from sipp_bench.measures.asked import LATENCY_BATCH
 from sipp_bench.report.collect import Collected, Target
 from sipp_bench.report.summaries import (
     accuracy_summary,
+    at_chance,
     best_by_validation,
-    check_summary,
-    compare_with_magnitude,
     in_order,
     latency_samples,
     time_summary,
-    vacuous_shares,
 )
 
 NOTHING = "–"
@@ -96,12 +95,15 @@ def _accuracy_or_loss(target: Target, what: str, text: Callable[["pd.Series[Any]
         summary,
         text,
         caption=f"{title} by requested keep, {target.label}; mean ± sample standard deviation over seeds. "
-        f"The dense network: {dense_text}. Bold: the method that was chosen on validation at that keep.",
+        f"The dense network: {dense_text}. Bold: the method that was chosen on validation at that keep, "
+        "unless it is at chance. No test stands behind that choice.",
     )
     for position, keep in enumerate(target.keeps):
         best = best_by_validation(summary, keep)
-        # At keep 1 every method is the dense network, and the first of them would stand out for nothing.
-        if best is not None and keep < 1:
+        if best is None or keep == 1:  # where every method is the dense network, the first would stand out for nothing
+            continue
+        chosen = target.cells[(target.cells["keep"] == keep) & (target.cells["method"] == best["method"])]
+        if not at_chance(chosen, target.cells):
             table.strong.add(([row[0] for row in table.rows].index(str(best["method"])), position + 1))
     return table
 
@@ -115,18 +117,6 @@ def compute_table(target: Target) -> Table:
         ),
         caption=f"Achieved compression ratio / multiply-add reduction by requested keep, {target.label}; "
         "means over seeds.",
-    )
-
-
-def vacuity_table(target: Target) -> Table:
-    summary = vacuous_shares(target.checks)
-    several = summary.groupby("method")["claim"].nunique().max() > 1
-    names = summary["method"] + (" (" + summary["claim"] + ")" if several else "")
-    return by_keep(
-        summary.assign(method=names),
-        lambda row: percent(row["vacuous_share"]),
-        caption="Share of blocks whose bound on S is vacuous (ε ≥ 1), in %, by requested keep, "
-        f"{target.label}; over all layers and seeds.",
     )
 
 
@@ -144,52 +134,56 @@ def by_keep(
     return Table(caption, [*heads.values(), *map(share, keeps)], rows, text=tuple(range(len(heads))))
 
 
-def best_table(target: Target) -> Table:
-    """At each keep: the best of all, of SiPP and of magnitude pruning, chosen on validation, read on test."""
+def comparison_table(target: Target, headline: pd.DataFrame, details: pd.DataFrame) -> Table:
+    """SiPP against magnitude: the headline over the keep ratios first, then each keep ratio, as detail."""
     rows = []
-    for row in compare_with_magnitude(target).to_dict("records"):
+    for row in headline.to_dict("records"):
+        names = [row["sipp"] or NOTHING, row["magnitude"] or NOTHING]
+        rows.append([f"mean of {row['keeps']}", NOTHING, *names, *_compared(row)])
+    for row in details.to_dict("records"):
         cells = [share(row["keep"])]
         for name in ("best", "sipp", "magnitude"):
             mean, spread, seeds = (row[f"{name}_{what}"] for what in ("accuracy_mean", "accuracy_sd", "seeds"))
             accuracy = mean_and_spread(mean, spread, seeds, scale=100)
             cells.append(NOTHING if row[name] is None else f"{row[name]}: {accuracy}")
-        difference = mean_and_spread(row["difference"], row["difference_sd"], row["pairs"], "{:+.1f}", 100)
-        rows.append([*cells, difference.replace("± +", "± "), f"{row['ahead']} of {row['pairs']}"])
+        if row["best_at_chance"]:
+            cells[1] = "at chance"
+        rows.append([*cells, *_compared(row)])
+    sides = ["SiPP variant", "Magnitude variant"]
     return Table(
-        f"Best methods by keep and their test accuracy (%), {target.label}; each is chosen by its mean "
-        "validation accuracy. The last columns compare the best SiPP and the best magnitude variant seed "
-        "by seed: the difference in percentage points, and in how many seeds SiPP is ahead.",
-        ["Keep", "Best method", "Best SiPP variant", "Best magnitude variant", "SiPP − magnitude", "SiPP ahead"],
+        f"SiPP against magnitude pruning, {target.label}: test accuracy (%) of the variants with the best mean "
+        "validation accuracy, and their difference seed by seed in percentage points, with its 95 % interval (paired t "
+        "over n seeds). The first row is the test of this network: the mean over keep ratios, corrected by Holm for "
+        f"{tests_over(headline)}. The others are detail, corrected for {tests_over(details)}. "
+        f"Ahead and behind: a corrected p of at most {LEVEL:g}. At chance: every network may be guessing (exact "
+        f"binomial test, one-sided, {CHANCE_LEVEL:g}).",
+        ["Keep", "Chosen of all", *sides, "SiPP − magnitude", "95 % interval", "n", "p, Holm", "SiPP is"],
         rows,
-        text=(0, 1, 2, 3),
+        text=(0, 1, 2, 3, 8),
     )
 
 
-def check_table(target: Target) -> Table:
-    summary = check_summary(target.checks)
-    deltas = target.cells.groupby("method")["delta"].max()
-    verdicts = [column for column in summary.columns if column.startswith("verdict: ")]
-    rows = []
-    for row in summary.to_dict("records"):
-        given = [f"{column.removeprefix('verdict: ')} {row[column]:,}" for column in verdicts if row[column]]
-        points = f"{row['points_min']:,}" if row["points_min"] == row["points_max"] else "varies"
-        delta = deltas[row["method"]]
-        found = [percent(row["vacuous_share"]), number(row["ratio_max"], "{:.3g}"), f"{row['exceeding']:,}"]
-        # Without draws there is no rate that δ could be compared with.
-        rates = [number(row["exceeding_rate_max"], "{:.2g}"), f"{delta:g}"] if delta > 0 else [NOTHING, NOTHING]
-        names = [row["method"], row["claim"], row["on"]]
-        rows.append([*names, points, f"{row['blocks']:,}", *found, *rates, ", ".join(given)])
-    heads = ["Method", "Claim", "On", "Points", "Blocks", "Vacuous (%)", "Max. error / bound", "Exceeding"]
-    return Table(
-        f"Checks by method and claim, {target.label}: blocks with a bound over all cells and layers, the "
-        "share with a vacuous bound, the largest measured error / bound among the others, blocks whose "
-        "error exceeds the bound beyond rounding, and how many (cell, layer) rows got each verdict. For "
-        "methods that draw: the largest rate at which the drawn blocks of one (cell, layer) exceeded "
-        "their bound, over points, patches and signs, beside δ.",
-        [*heads, "Max. rate", "δ", "Verdicts"],
-        rows,
-        text=(0, 1, 2, 10),
-    )
+def tests_over(rows: pd.DataFrame) -> str:
+    """ "3 tests": how many a correction is over."""
+    count = 0 if rows.empty else int(rows["tests"].iloc[0])
+    return f"{count} test{'' if count == 1 else 's'}"
+
+
+def _compared(row: Mapping[Any, Any]) -> list[str]:
+    if row["verdict"] is None:
+        return [NOTHING] * 5
+    p = number(row["p_adjusted"], "{:.2g}")
+    return [points(row["difference"]), interval(row), str(row["n"]), p, row["verdict"]]
+
+
+def points(difference: float) -> str:
+    """A difference of accuracies in percentage points, with its sign."""
+    return number(100 * difference, "{:+.1f}")
+
+
+def interval(row: Mapping[Any, Any]) -> str:
+    """ "-7.8 to +0.2", or a dash where the seeds have no spread to make one from."""
+    return NOTHING if math.isnan(row["low"]) else f"{points(row['low'])} to {points(row['high'])}"
 
 
 def time_table(target: Target) -> Table:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 from PIL import Image
+from scipy.stats import binomtest
 
 from sipp_bench.errors import StoreError
 from sipp_bench.report.style import DPI
@@ -93,12 +94,17 @@ def _summary(raw: dict[str, Any], matrix: pd.DataFrame) -> str:
     named = ", ".join(falsified)
     required = matrix[matrix["required"]]
     missed = int((required["rejected"] < required["repeats"]).sum())
+    repeats = sorted(required["repeats"].unique())
+    lows = [
+        f"{times} of {times}: {binomtest(times, times).proportion_ci().low:.2f} to 1" for times in map(int, repeats)
+    ]
     return (
         f"{len(falsified)} of {len(findings)} claims falsified{f' ({named})' if falsified else ''} at "
         f"effort {raw['effort']['name']} (α = {raw['effort']['alpha']:g} for a whole run); “not falsified” is not "
         f"“proved”. Correct code, {alarms['seeds']} runs of all claims: {len(alarms['alarms'])} false alarms. Of "
         f"{len(required)} pairs of a claim and a known-bad subject that it must reject, "
-        f"{len(required) - missed} were rejected every time."
+        f"{len(required) - missed} were rejected every time; of one pair that says little (95 % interval of its "
+        f"detection rate, {', '.join(lows)})."
     )
 
 

@@ -46,8 +46,8 @@ def test_the_word() -> None:
 
 
 def test_equal_methods_are_told_apart_in_a_twentieth_of_the_families_at_most() -> None:
-    # Level 0.05 for a whole family of 8 tests of 3 seeds each. 4,000 families: correct code fails with probability
-    # 1e-4, a level of 0.08 passes with probability 1e-4 (without Holm's correction it is 0.34).
+    # Level 0.05 for a family of 8 tests of 3 seeds each. 4,000 families: correct code fails with probability 1e-4
+    # at most, a level of 0.08 passes with probability 3e-5 (without Holm's correction it is 0.34).
     random, families, alarms = np.random.default_rng(5), 4000, 0
     for _ in range(families):
         found = [paired(row) for row in random.normal(size=(8, 3)).tolist()]

@@ -216,3 +216,10 @@ def fail(run: MadeUpRun, cell: str, error: str) -> None:
     run.cells["error"] = run.cells["error"].astype(object).where(~row, error)
     run.layers = run.layers[run.layers["id"] != cell]
     run.checks = run.checks[run.checks["id"] != cell]
+
+
+def set_accuracy(run: MadeUpRun, method: str, keep: float, test: list[float], validation: float) -> None:
+    """Test accuracies of a method at a keep ratio, one a seed, and one validation accuracy for all."""
+    rows = (run.cells["method"] == method) & (run.cells["keep"] == keep)
+    run.cells.loc[rows, "accuracy"] = test
+    run.cells.loc[rows, "validation_accuracy"] = validation

@@ -251,7 +251,10 @@ def test_run_folders_are_read_and_named_after(tmp_path: Path) -> None:
     page = Page(build_report(folders, tmp_path / "report"))
     assert "Provenance of run results (2)" in page.text
     read = pd.read_csv(tmp_path / "report" / "data" / "checks.csv")
-    assert read.groupby("run").size().to_dict() == {"results": len(run.checks), "results (2)": len(run.checks)}
+    assert read.groupby("run").size().to_dict() == {"results": len(run.checks)}, "they are the same networks"
+    assert f"{len(run.cells)} of its cells are equal by content" in page.text
+    once = pd.read_csv(tmp_path / "report" / "data" / "counted-once.csv")
+    assert list(once["into_id"]) == list(once["id"]) == list(run.cells["id"])
     assert list((tmp_path / "report" / "figures").glob("*-bounds.png"))
 
 
@@ -260,6 +263,7 @@ def test_measures_are_in_the_data_beside_runs_without_them(tmp_path: Path) -> No
     old, new = small(), small()
     lists = [[0.5, None, index / 7] for index in range(len(new.cells))]
     new.cells = new.cells.assign(agreement=0.75, flips=250.0, loss_gap=np.inf, class_accuracies=lists)
+    new.cells["mask_sha256"] = [f"{index:064x}" for index in range(len(lists))]
     folders = [store(old, tmp_path / "old"), store(new, tmp_path / "new")]
     build_report(folders, tmp_path / "report")
     cells = pd.read_csv(tmp_path / "report" / "data" / "cells.csv").set_index("run")

@@ -80,7 +80,7 @@ def panels(monkeypatch: pytest.MonkeyPatch) -> dict[str, Axes]:
 
 def test_vacuous_bounds_are_marked(panels: dict[str, Axes]) -> None:
     run = made_up_run(methods={"sipp-det": "sipp-det"})
-    picture = bound_figure.bound_picture(target_of(run), run, "bounds")
+    picture = bound_figure.bound_picture(target_of(run), run.blocks, "bounds")
     assert picture is not None
     points = drawn_points(panels["sipp-det"])
     arrays = [layer for layers in run.arrays.values() for layer in layers.values()]
@@ -96,14 +96,14 @@ def test_vacuous_bounds_are_marked(panels: dict[str, Axes]) -> None:
 
 def test_diagonal_is_where_error_equals_bound(panels: dict[str, Axes]) -> None:
     run = made_up_run(methods={"sipp-det": "sipp-det"}, keeps=(0.2,))
-    bound_figure.bound_picture(target_of(run), run, "bounds")
+    bound_figure.bound_picture(target_of(run), run.blocks, "bounds")
     line = panels["sipp-det"].lines[0]
     np.testing.assert_allclose(line.get_xdata(), line.get_ydata())
 
 
 def test_delta_is_stated_for_methods_that_draw(panels: dict[str, Axes]) -> None:
     run = made_up_run(methods={"sipp-det": "sipp-det", "sipp-rand": "sipp-rand"}, keeps=(0.2,))
-    picture = bound_figure.bound_picture(target_of(run), run, "bounds")
+    picture = bound_figure.bound_picture(target_of(run), run.blocks, "bounds")
     assert picture is not None
     assert "The bounds of sipp-rand are allowed to fail with probability at most δ = 0.1" in picture.caption
 
@@ -114,7 +114,7 @@ def test_worst_block_is_never_sampled_away(panels: dict[str, Axes], monkeypatch:
     run = made_up_run(methods={"sipp-det": "sipp-det"})
     layer = next(iter(run.arrays.values()))["fc1.weight"]
     layer["epsilon"][3, 1], layer["error_S"][3, 1] = 0.5, 0.9
-    bound_figure.bound_picture(target_of(run), run, "bounds")
+    bound_figure.bound_picture(target_of(run), run.blocks, "bounds")
     points = drawn_points(panels["sipp-det"])
     assert [0.5, 0.9] in points["on S"].tolist()
     assert len(points["on S"]) + len(points["on S, vacuous bound"]) == 20
@@ -125,7 +125,7 @@ def test_blocks_that_were_left_alone_are_not_drawn_but_counted(panels: dict[str,
     for layer in next(iter(run.arrays.values())).values():
         for array in layer.values():
             array[0] = 0
-    picture = bound_figure.bound_picture(target_of(run), run, "bounds")
+    picture = bound_figure.bound_picture(target_of(run), run.blocks, "bounds")
     assert picture is not None
     assert "6 that nothing was pruned from" in picture.caption
     assert sum(len(points) for label, points in drawn_points(panels["sipp-det"]).items() if "S" in label) == 160 - 6

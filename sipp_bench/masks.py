@@ -1,13 +1,16 @@
-"""Masks of pruned networks: whether they hold and nest, on other weights, and shuffled."""
+"""Masks of pruned networks: whether they hold and nest, on other weights, and random ones of the same size."""
 
 import copy
 import dataclasses
+import math
 
 import torch
 from torch import nn
 
 from sipp_bench.errors import ModelError
 from sipp_bench.pruned import Pruned
+from sipp_bench.seeds import generator
+from sipp_bench.zoo.models import require_other
 
 
 def require_masks_held(pruned: Pruned) -> None:
@@ -35,11 +38,26 @@ def with_weights(pruned: Pruned, model: nn.Module) -> Pruned:
     return result
 
 
-def shuffled(pruned: Pruned, seed: int) -> Pruned:
-    """`pruned` with its masks replaced by random ones that keep as many weights in each layer."""
-    generator = torch.Generator().manual_seed(seed)
+def random_control(pruned: Pruned, model: nn.Module, seed: int) -> Pruned | None:
+    """A random subnetwork of `model` that keeps as many weights in each layer as `pruned`, without a guarantee.
+
+    None where it would be the same one, as it must where layers keep everything or nothing: that is no control. Raises
+    ModelError where it is the same though chance brings that about less than once in 2**32.
+    """
+    draws = generator(seed)
     masks = {
-        name: mask.flatten()[torch.randperm(mask.numel(), generator=generator)].reshape(mask.shape)
+        name: mask.flatten()[torch.randperm(mask.numel(), generator=draws)].reshape(mask.shape)
         for name, mask in pruned.masks.items()
     }
-    return dataclasses.replace(pruned, masks=masks)
+    control = with_weights(dataclasses.replace(pruned, masks=masks), model)
+    differing = {name for name, mask in pruned.masks.items() if not torch.equal(mask, control.masks[name])}
+    if not differing and sum(_log2_choices(mask) for mask in masks.values()) <= 32:
+        return None
+    require_other(control.model, with_weights(pruned, model).model, "The random subnetwork", differing or set(masks))
+    return control
+
+
+def _log2_choices(mask: torch.Tensor) -> float:
+    """log2 of how many masks of this shape keep as many weights."""
+    n, kept = mask.numel(), int(torch.count_nonzero(mask))
+    return (math.lgamma(n + 1) - math.lgamma(kept + 1) - math.lgamma(n - kept + 1)) / math.log(2)

@@ -24,12 +24,10 @@ from sipp_bench.measures.cell import cost_measures, count_operations, prediction
 from sipp_bench.measures.latency import reference_samples, timed
 from sipp_bench.measures.predictions import predict
 from sipp_bench.records import Arrays
+from sipp_bench.seeds import derived_seed, generator
 from sipp_bench.suite import Cell, Suite
 from sipp_bench.suite_tables import Method
 from sipp_bench.zoo import data, models, training
-
-# Added to a cell's seed for the training of its network's twin: no suite has both.
-_TWIN = 2**32
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,10 @@ class Measuring:
     ) -> AskedSubject:
         asked = self.suite.measures.asked()
         sample = _draw(dataset.test, asked.corruption_images, cell.seed) if asked.corruption_images else None
-        twin = self._trained(cell, dataset, seed=cell.seed + _TWIN).model if asked.twin else None
+        twin = None
+        if asked.twin:
+            twin = self._trained(cell, dataset, seed=derived_seed(cell.seed, "twin")).model
+            models.require_other(twin, model, "The twin")
         return AskedSubject(asked, model, dataset.test, sample, points.images, logits, twin, cell.seed)
 
     def _trained(
@@ -267,7 +268,7 @@ class Measuring:
 
 def _draw(part: data.Part, wanted: int, seed: int) -> data.Part:
     """`wanted` rows at random, or all if there are fewer; the first rows won't do, since parts are sorted."""
-    rows = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))[:wanted]
+    rows = torch.randperm(len(part), generator=generator(seed))[:wanted]
     return data.Part(part.images[rows], part.labels[rows], part.indices[rows])
 
 

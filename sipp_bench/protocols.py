@@ -16,12 +16,13 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from sipp_bench.errors import OptionError, require_counts
-from sipp_bench.masks import require_masks_held, require_nested, shuffled, with_weights
+from sipp_bench.masks import random_control, require_masks_held, require_nested, with_weights
 from sipp_bench.methods import Fitted
 from sipp_bench.parts import torch_threads
 from sipp_bench.phrases import unknown
 from sipp_bench.points import model_device
 from sipp_bench.pruned import Pruned
+from sipp_bench.seeds import derived_seed
 from sipp_bench.zoo import training
 from sipp_bench.zoo.data import Part
 from sipp_bench.zoo.recipes import Recipe
@@ -49,7 +50,7 @@ class Task:
 class Outcome:
     """What a protocol made. reference: the network that `pruned` is a pruned copy of, and that its guarantee compares
     with. retrained: with the same masks, after the last epoch; None without retraining. control: a random subnetwork
-    of the same size in each layer, trained in the same way; None where the protocol has none."""
+    of the same size in each layer, trained in the same way; None where the protocol has none, or there is no other."""
 
     reference: nn.Module
     pruned: Pruned
@@ -158,9 +159,11 @@ class Cascade(Retrain):
         path = tuple(self.path(task.keep, task.keeps))
         done = max((before for before in task.reached if path[: len(before)] == before != path), key=len, default=())
         before, outcome = task.reached.get(done), None
-        for keep in path[len(done) :]:
+        for step, keep in enumerate(path[len(done) :], len(done)):
             fitted = task.fitted if before is None else task.fit(before.model)
-            pruned = fitted.prune(keep, task.seed)
+            # A step's draws must not be those that made the network which it prunes: the bounds take them for fresh.
+            seed = derived_seed(task.seed, f"step {step} of a cascade") if step else task.seed
+            pruned = fitted.prune(keep, seed)
             if before is not None:
                 require_nested(pruned, before)
             before = retrained(pruned, task, self.recipe(_recipe(task)))
@@ -231,7 +234,8 @@ class Rewind(Protocol):
 class Lottery(Protocol):
     """Train the subnetwork that pruning finds in isolation, from its initial weights (Frankle and Carbin 2019).
 
-    Beside it, in the same way, a random subnetwork with as many weights in each layer: what the budget alone gives.
+    Beside it, in the same way, a random subnetwork with as many weights in each layer, where the budget leaves a choice
+    of them: what the budget alone gives.
     mask_from: where the method looks for the subnetwork, "trained" or "init" (pruning before any training).
     """
 
@@ -250,8 +254,9 @@ class Lottery(Protocol):
         initial, recipe = task.early(0), _recipe(task)
         fitted = task.fitted if self.mask_from == "trained" else task.fit(initial)
         pruned = fitted.prune(task.keep, task.seed)
-        found, random = with_weights(pruned, initial), with_weights(shuffled(pruned, task.seed), initial)
-        return Outcome(fitted.model, pruned, retrained(found, task, recipe), retrained(random, task, recipe))
+        found, random = with_weights(pruned, initial), random_control(pruned, initial, task.seed)
+        control = None if random is None else retrained(random, task, recipe)
+        return Outcome(fitted.model, pruned, retrained(found, task, recipe), control)
 
 
 _PROTOCOLS: dict[str, type[Protocol]] = {

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sipp_bench.methods.sampling import BlockSampler, reweighted
 from sipp_bench.methods.sipp import Plan, SamplingMethod, SippObservation
+from sipp_bench.seeds import derived_seed
 from theory_checks import oracle, statistics
 from theory_checks.capture import layer_batches
 from theory_checks.claims.base import Finding, Verdict
@@ -163,8 +164,7 @@ def check_together(cell: Cell) -> Finding:
         return Finding("C11", Verdict.CANNOT_FAIL, 0, 0, 0.0, detail, data=data)
     count = 0
     for trial in range(context.draws):
-        # Seeds that the other checks have not used.
-        pruned = fitted.prune(cell.keep, 1_000_003 * (context.seed + 1) + trial)
+        pruned = fitted.prune(cell.keep, derived_seed(context.seed, f"C11, set of draws {trial}"))
         assert pruned.guarantee is not None
         weights = {name: p.detach() for name, p in pruned.model.named_parameters() if name in useful}
         count += _any_exceeds(cell, weights, pruned.guarantee.epsilon, useful)

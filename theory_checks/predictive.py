@@ -23,6 +23,7 @@ import sipp_bench as sb
 from sipp_bench import checks, metrics
 from sipp_bench.errors import OptionError
 from sipp_bench.report.style import INK, figure_style, log_ticks, method_styles, new_figure, png
+from sipp_bench.seeds import generator
 from sipp_bench.suite_tables import Method
 from sipp_bench.zoo import data as zoo_data
 from sipp_bench.zoo import training
@@ -151,7 +152,7 @@ def _measure(
         raise OptionError("Predictive power is asked of bounds: leave out methods without a guarantee.")
     train, validation = parts.train, parts.validation
     # As many as in S: the largest error over more points would not compare.
-    rows = torch.randperm(len(validation), generator=torch.Generator().manual_seed(seed))[: len(parts.points)]
+    rows = torch.randperm(len(validation), generator=generator(seed))[: len(parts.points)]
     fresh = validation.images[rows]
     on_s = pd.DataFrame(checks.check_cell(model, pruned, parts.points.images, "S")[0]).set_index("layer")
     on_fresh = pd.DataFrame(checks.check_cell(model, pruned, fresh, "fresh")[0]).set_index("layer")

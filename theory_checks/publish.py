@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from sipp_bench.files import write_atomically
 from sipp_bench.report.style import figure_style, new_figure, png
+from sipp_bench.seeds import derived_seed
 from sipp_bench.system import describe_system
 from sipp_bench.zoo import data, training
 from theory_checks.claims import QUICK, Effort, Finding, Verdict, claims
@@ -76,11 +77,11 @@ def run_theory(
     step("claims")
     findings = [claim.check(REFERENCE, effort, seed) for claim in claims().values()]
     step("false alarms")
-    alarms = false_alarms(QUICK, seeds, seed + 1, processes)
+    alarms = false_alarms(QUICK, seeds, derived_seed(seed, "false alarms"), processes)
     step("known-bad subjects")
-    matrix = detection_matrix(QUICK, repeats, seed + 2, processes=processes)
+    matrix = detection_matrix(QUICK, repeats, derived_seed(seed, "known-bad subjects"), processes=processes)
     step("power curves")
-    power = power_curves(repeats, seed + 3, processes)
+    power = power_curves(repeats, derived_seed(seed, "power curves"), processes)
     bar.close()
     return TheoryRun(effort, findings, seeds, alarms, matrix, power, networks, predictive, describe_system())
 

@@ -13,6 +13,7 @@ from sipp_bench.methods import make_method
 from sipp_bench.methods.protocol import Method
 from sipp_bench.points import Points
 from sipp_bench.records import to_json
+from sipp_bench.seeds import require_seed
 from theory_checks import network_draws, network_fresh, network_identities, vacuity, verdict_table
 from theory_checks.audit import shared_points
 from theory_checks.claims import QUICK, Effort, Finding, Verdict
@@ -115,7 +116,7 @@ def verify(
     Raises OptionError for what is unknown or out of range; PointsError and ModelError as `sipp_bench.fit` does.
     """
     asked = _asked(claims, synthetic)
-    keeps = check_keeps(keep)
+    keeps, seed = check_keeps(keep), require_seed(seed)
     for name, level in (("delta", delta), ("alpha", alpha)):
         if not 0 < level < 1:
             raise OptionError(f"{name} must be above 0 and below 1, not {level}.")

@@ -6,7 +6,6 @@ versions of theirs, for images of any size and number of channels, and the sever
 the image's shorter side. Amounts grow with severity, errors need not. Numbers from here don't compare with theirs.
 """
 
-import hashlib
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from sipp_bench.errors import OptionError, PointsError
 from sipp_bench.measures.predictions import predict, top_k_accuracy
+from sipp_bench.seeds import derived_seed, generator
 
 SEVERITIES = (1, 2, 3, 4, 5)
 CLEAN = ("clean", 0)
@@ -58,10 +58,9 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
     images = images.detach().cpu().float()
     if not (images.min() >= 0 and images.max() <= 1):
         raise PointsError("Images to corrupt have pixels in [0, 1]: normalise them in the network, not before.")
-    digest = hashlib.sha256(f"{name} {severity} {seed}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    draws = generator(derived_seed(seed, f"{name} {severity}"))
     corruption = CORRUPTIONS[name]
-    return corruption.apply(images, corruption.amounts[severity - 1], generator).float().clamp(0, 1)
+    return corruption.apply(images, corruption.amounts[severity - 1], draws).float().clamp(0, 1)
 
 
 def corruption_errors(

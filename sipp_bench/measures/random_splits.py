@@ -13,6 +13,7 @@ from torch import Tensor
 from sipp_bench.allocation import Array, Counts
 from sipp_bench.errors import OptionError
 from sipp_bench.methods.scores import largest
+from sipp_bench.seeds import require_seed
 
 
 def random_splits(sizes: Mapping[str, int], budget: int, count: int, seed: int) -> Iterator[dict[str, int]]:
@@ -27,7 +28,7 @@ def random_splits(sizes: Mapping[str, int], budget: int, count: int, seed: int) 
         raise OptionError(
             f"{count} splits of a budget of {budget} over layers of {list(sizes.values())} can't be drawn."
         )
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(require_seed(seed))
     for _ in range(count):
         counts = _round(_shares(random.exponential(size=size.size), size, budget) * size, size, budget)
         yield {name: int(kept) for name, kept in zip(names, counts, strict=True)}

@@ -14,6 +14,7 @@ from sipp_bench.errors import ModelError, OptionError
 from sipp_bench.guarantee import Guarantee
 from sipp_bench.points import Points, call_model, digest, iterate_batches, model_device
 from sipp_bench.pruned import Pruned
+from sipp_bench.seeds import require_seed
 from sipp_bench.sensitivity import nothing_to_prune
 from sipp_bench.tracing import Call, check_parameters, tracing, unmeasured
 
@@ -86,17 +87,15 @@ class Fitted:
 
         keep: within [0, 1]; 1 gives the network bit for bit, 0 has every prunable weight zero. Deterministic methods
         hit the count exactly (short only where the network itself has fewer non-zero weights); sampling methods in
-        expectation over seeds. seed: of all randomness. Raises OptionError for a keep outside [0, 1] or a negative
-        seed, ModelError if the network's weights changed since the fit.
+        expectation over seeds. seed: of all randomness, of 32 bits. Raises OptionError for a keep outside [0, 1] or a
+        seed outside [0, 2**32), ModelError if the network's weights changed since the fit.
         """
         if isinstance(keep, bool) or not isinstance(keep, int | float | np.integer | np.floating) or not 0 <= keep <= 1:
             raise OptionError(f"keep is the fraction of weights left non-zero, within [0, 1], not {keep!r}.")
-        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-            raise OptionError(f"seed is a whole number of at least 0, not {seed!r}.")
+        rng = np.random.default_rng(require_seed(seed))
         weights = self._weights()
         count = sum(weight.numel() for weight in weights.values())
         budget = round(float(keep) * count)
-        rng = np.random.default_rng(int(seed))
         selection = self.method.select(self.observation, weights, budget, rng)
         return Pruned.from_selection(self.model, selection.weights, selection.requested, budget, selection.guarantee)
 

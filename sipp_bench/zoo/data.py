@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sipp_bench.errors import DataError, OptionError
+from sipp_bench.seeds import require_seed
 from sipp_bench.zoo.folders import data_dir
 from sipp_bench.zoo.sources import Bytes, Cifar, Idx, ImageFolder, Labels, Source
 
@@ -131,8 +132,7 @@ def load(name: str, seed: int = 0, download: bool = False) -> DataSet:
     that ships it is missing, or the data differs from what was published (checked by hashes).
     """
     source = describe(name)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise OptionError(f"The seed of a split is a whole number from 0 to 2**32 - 1, not {seed!r}.")
+    seed = require_seed(seed, "The seed of a split")
     if download and source.fetch is not None:
         source.fetch()
     try:

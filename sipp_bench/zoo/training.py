@@ -18,6 +18,7 @@ from tqdm import tqdm
 from sipp_bench.errors import CheckpointError, ModelError, OptionError, PointsError, StoreError
 from sipp_bench.files import making, write_atomically
 from sipp_bench.parts import torch_threads
+from sipp_bench.seeds import generator
 from sipp_bench.zoo import checkpoints, models
 from sipp_bench.zoo.checkpoints import load_checkpoint
 from sipp_bench.zoo.data import DataSet
@@ -73,7 +74,7 @@ def train(
     device = torch.device(device)
     model.to(device).train()
     images, labels = images.to(device), labels.to(device)
-    order = torch.Generator().manual_seed(seed)
+    order = generator(seed)
     optimizer = _optimizer(model, recipe)
     steps_per_epoch = math.ceil(len(images) / recipe.batch_size)
     half = recipe.mixed_precision and device.type == "cuda"

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 from statistics import fmean
 
 import pytest
@@ -113,6 +114,17 @@ def test_the_twin_is_another_network_on_the_same_data(
         training.load_checkpoint(network, checkpoint)
         agreements.append(float((own == predict(network, dataset.test.images).argmax(1)).double().mean()))
     assert sorted(agreements) == [cells["twin_agreement"][0], 1.0], "the twin's, and the dense network's own"
+    # Where both are equal, the line above holds too.
+    assert 0.5 < cells["twin_agreement"][0] < 1
+
+
+def test_a_twin_that_is_the_network_again_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(training.RECIPES, "lenet-300-100", Recipe(epochs=1, batch_size=32, learning_rate=0.05))
+    monkeypatch.setattr(measuring, "derived_seed", lambda seed, purpose: seed)
+    text = SUITE.replace("random_splits = 5", "random_splits = 0").replace("corruption_images = 60", "")
+    cells = run(parse_suite(text, "asked.toml"), tmp_path / "run", cache_dir=tmp_path / "cache", progress=False).cells
+    assert set(cells["status"]) == {"failed"}
+    assert cells["error"].str.contains("The twin has the very weights of the network that it is a control of").all()
 
 
 def test_latencies_are_raw_samples_apart_from_the_results(finished: Run) -> None:

@@ -138,7 +138,7 @@ class Allocation(IdentityClaim[Problem]):
         yield Comparison("no duality gap", cost, case.dual(), cost * 4 * gamma(blocks + 16))
         yield from self._stationary(case, m, u)
         yield from self._exchanges(case, m, cost)
-        low, high = (10 ** np.random.default_rng(case.seed + k).uniform(-2, 5, blocks) for k in (0, 1))
+        low, high = (10 ** np.random.default_rng([case.seed, k]).uniform(-2, 5, blocks) for k in (0, 1))
         chord = (case.epsilon(low) + case.epsilon(high)) / 2
         bound = np.asarray(subject.draw_epsilon(case.totals, (low + high) / 2, case.delta))
         yield Comparison("eps is convex", bound, chord, chord * gamma(16))

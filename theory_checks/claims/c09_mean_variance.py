@@ -180,9 +180,7 @@ def _method(
 ) -> tuple[int, int, dict[str, float], list[str]]:
     """`sipp-rand` as users run it: draw sets, how many without whole counts, p-values of the draws, violations."""
     layer, points = drawn.graded_layer(4, 30, 8, rng)
-    runs = drawn.run_method(
-        subject.fit, layer, points, 0.3, max(effort.trials // 40, 20), method="sipp-rand", first_seed=1000 * seed
-    )
+    runs = drawn.run_method(subject.fit, layer, points, 0.3, max(effort.trials // 40, 20), seed, method="sipp-rand")
     sets = bad = 0
     p_values: dict[str, float] = {}
     violations = [] if runs.same_plan else ["sipp-rand: draws or bounds differ between seeds"]

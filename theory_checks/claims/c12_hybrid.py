@@ -41,9 +41,7 @@ class Hybrid(drawn.DrawnClaim):
         rng = np.random.default_rng([seed, 12])
         layer, points = drawn.graded_layer(12, 160, 8, rng)
         seeds = max(effort.trials // 10, 50)
-        runs = drawn.run_method(
-            subject.fit, layer, points, KEEP, seeds, method="sipp-hybrid", delta=DELTA, first_seed=10_000 * seed
-        )
+        runs = drawn.run_method(subject.fit, layer, points, KEEP, seeds, seed, method="sipp-hybrid", delta=DELTA)
         violations = [] if runs.same_plan else ["the plan differs between seeds"]
         pilot, cases, errors = seeds // 3, [], []
         branches = {"dropped": 0, "drawn": 0}

@@ -173,9 +173,7 @@ def _method(
     """`sipp-mixture` as users run it."""
     layer, points = drawn.graded_layer(5, 120, 8, rng)
     seeds = max(effort.trials // 20, 50)
-    runs = drawn.run_method(
-        subject.fit, layer, points, KEEP, seeds, method="sipp-mixture", delta=DELTA, first_seed=10_000 * seed
-    )
+    runs = drawn.run_method(subject.fit, layer, points, KEEP, seeds, seed, method="sipp-mixture", delta=DELTA)
     violations = [] if runs.same_plan else ["sipp-mixture: the plan differs between seeds"]
     cases, errors = [], []
     for i, column, block, factors in runs.blocks():

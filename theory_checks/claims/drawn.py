@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from sipp_bench.seeds import derived_seed
 from theory_checks import hard_cases, rounding
 from theory_checks.claims.base import Effort, Finding, Verdict
 from theory_checks.claims.decided import DecidedClaim, Decision, Outcome
@@ -196,13 +197,12 @@ class Runs:
             yield i, column, block, (self.weights[:, i] / rows[i])[:, block.mask.numpy()]
 
 
-def run_method(fit: Any, layer: nn.Linear, points: Tensor, keep: float, seeds: int, **options: Any) -> Runs:
-    """Fit once, prune with many seeds; each seed is one independent draw set. Seeds of a run start at `first_seed`."""
-    first = options.pop("first_seed", 0)
+def run_method(fit: Any, layer: nn.Linear, points: Tensor, keep: float, seeds: int, seed: int, **options: Any) -> Runs:
+    """Fit once, prune with many seeds, which follow from `seed`; each is one independent draw set."""
     fitted = fit(layer, points, **options)
     weights, epsilon, draws = [], [], []
-    for seed in range(first, first + seeds):
-        pruned = fitted.prune(keep, seed)
+    for number in range(seeds):
+        pruned = fitted.prune(keep, derived_seed(seed, f"set of draws {number}"))
         weights.append(dict(pruned.model.named_parameters())["weight"].detach().double().numpy())
         epsilon.append(pruned.guarantee.epsilon["weight"].numpy())
         draws.append(pruned.guarantee.draws["weight"].numpy())

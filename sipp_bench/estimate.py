@@ -44,7 +44,8 @@ class Estimate:
 def estimate(suite: Suite, threads: int = 1) -> Estimate:
     """Time the parts of `suite` and add them up; see `Estimate.__str__` for how. threads: those of `runner.run`.
 
-    Raises DataError when the size of a data set that is a folder cannot be told because the folder is missing.
+    Raises DataError when the size of a data set that is a folder cannot be told because the folder is missing, and
+    OptionError where the suite asks for more points than there are.
     """
     with reproducible(threads):
         times = [_target(suite, target) for target in suite.targets]
@@ -69,6 +70,8 @@ def _target(suite: Suite, target: Target) -> tuple[float, float]:
     wanted = suite.points
     if isinstance(wanted, str):
         wanted = sb.sample_size(model, example=images[:1])
+    else:
+        data.require_enough(wanted, target.data, points_there)
     looks = min(wanted, points_there) / _POINTS
     _, batch = timed(lambda: metrics.evaluate(model, images, labels))
     evaluation = batch * (test + validation) / len(images)

@@ -108,16 +108,27 @@ class Measuring:
         trained = self._trained(cell, dataset)
         name = f"{cell.network} on {cell.data}, seed {cell.seed}"
         self.store.record("checkpoints", name, {"sha256": trained.sha256, "key": trained.key})
-        wanted = self.suite.points
-        if isinstance(wanted, str):  # "sample-size", the only word that suites take there
-            wanted = sb.sample_size(trained.model, example=dataset.points.images[:1])
-        points = _draw(dataset.points, wanted, cell.seed)
+        points = _draw(dataset.points, self._wanted(name, trained.model, dataset.points), cell.seed)
         dataset.require_points(points)
         fresh = _draw(dataset.validation, len(points), cell.seed)
         scores, logits = _evaluate(trained.model, dataset)
         counted = count_operations(trained.model, points.images[:1])
         asked = self._asked(cell, trained.model, dataset, points, logits)
         return _Subject(trained, dataset, points, fresh, scores, logits, counted, asked)
+
+    def _wanted(self, name: str, model: nn.Module, points: data.Part) -> int:
+        """How many points of S the methods look at; where there are fewer than the authors' rule says, run.json has it.
+
+        Raises OptionError where there are fewer than the suite says.
+        """
+        wanted = self.suite.points
+        if not isinstance(wanted, str):
+            data.require_enough(wanted, name, len(points))
+            return wanted
+        size = sb.sample_size(model, example=points.images[:1])  # "sample-size", the only word that suites take there
+        if size > len(points):
+            self.store.record("sample_size", name, {"wanted": size, "there": len(points)})
+        return min(size, len(points))
 
     def _asked(
         self, cell: Cell, model: nn.Module, dataset: data.DataSet, points: data.Part, logits: Tensor
@@ -238,6 +249,8 @@ class Measuring:
         rows: list[dict[str, Any]] = []
         blocks: dict[str, dict[str, NDArray[Any]]] = {}
         parts: dict[checks.Where, data.Part] = {"S": subject.points, "fresh": subject.fresh}
+        subject.dataset.require_points(subject.points)
+        subject.dataset.require_fresh(subject.fresh)
         for where, part in parts.items():
             found, arrays = checks.check_cell(outcome.reference, pruned, part.images, where)
             rows += [row | {"points": len(part)} for row in found]
@@ -267,7 +280,10 @@ class Measuring:
 
 
 def _draw(part: data.Part, wanted: int, seed: int) -> data.Part:
-    """`wanted` rows at random, or all if there are fewer; the first rows won't do, since parts are sorted."""
+    """`wanted` rows at random, or all if there are fewer; the first rows won't do, since parts are sorted.
+
+    Fewer are there of test images to spoil, and of fresh points; of S, `_wanted` has seen to it.
+    """
     rows = torch.randperm(len(part), generator=generator(seed))[:wanted]
     return data.Part(part.images[rows], part.labels[rows], part.indices[rows])
 

@@ -29,6 +29,7 @@ from sipp_bench.errors import SuiteError
 from sipp_bench.phrases import describe, unknown
 from sipp_bench.protocols import Protocol, list_protocols, make_protocol
 from sipp_bench.suite_tables import Measures, Method, Table, Target, choose, distinct, require, require_label, slug
+from sipp_bench.zoo import data
 
 CHECKS = ("C2", "C10", "C12", "C13")
 MOST_LETTERS = 220
@@ -155,6 +156,14 @@ class Suite(Table):
                 raise ValueError(f"{target.network} has published weights and no recipe: no twin of it can be trained")
         if self.measures.random_splits and self.protocol != "one-shot":
             raise ValueError("random_splits are pruned and not retrained: measure them with the protocol one-shot")
+        return self
+
+    @model_validator(mode="after")
+    def _enough_points(self) -> "Suite":
+        for target in self.targets:
+            # How many images a folder has is seen once they are read.
+            if isinstance(self.points, int) and target.data in data.list_sources():
+                data.require_enough(self.points, target.data, data.sizes(data.describe(target.data))[1])
         return self
 
     @model_validator(mode="after")

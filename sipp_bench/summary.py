@@ -17,6 +17,10 @@ def summary(run: Run) -> str:
             table.rename_axis(columns="keep", index=None).to_string(na_rep="-"),
             "",
         ]
+    for name, size in run.meta.get("sample_size", {}).items():
+        lines.append(
+            f"{name}: the authors' rule asks for {size['wanted']} points; S has {size['there']}, all looked at."
+        )
     if len(run.checks):
         lines.append("Checks, one a layer and cell:")
         verdicts = run.checks.groupby(["claim", "on", "verdict"]).size().unstack(fill_value=0)

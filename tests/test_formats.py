@@ -41,7 +41,7 @@ SUITE = """
 name = "tiny"
 seeds = [0]
 keep = [0.1]
-points = 8
+points = {points}
 protocol = "{protocol}"
 {measures}
 [[target]]
@@ -79,8 +79,10 @@ def today(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sb, "fit", failing)
         patch.setattr(Target, "training_recipe", lambda _: Recipe(epochs=1, batch_size=50, learning_rate=0.05))
-        for protocol, measures in (("one-shot", MEASURES), ("lottery", "")):
-            suite = parse_suite(SUITE.format(protocol=protocol, measures=measures), f"{protocol}.toml")
+        patch.setattr(sb, "sample_size", lambda *_, **__: 1000)  # more than the 180 that there are
+        for protocol, measures, points in (("one-shot", MEASURES, "8"), ("lottery", "", '"sample-size"')):
+            text = SUITE.format(protocol=protocol, measures=measures, points=points)
+            suite = parse_suite(text, f"{protocol}.toml")
             path = tmp_path_factory.mktemp(protocol) / "run"
             folders.append(run(suite, path, cache_dir=cache, progress=False).path)
     return folders

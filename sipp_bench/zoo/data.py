@@ -3,105 +3,44 @@
 import functools
 import hashlib
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from sipp_bench.errors import DataError, OptionError
 from sipp_bench.seeds import require_seed
+from sipp_bench.zoo.dataset import DataSet, Part
 from sipp_bench.zoo.folders import data_dir
 from sipp_bench.zoo.sources import Bytes, Cifar, Idx, ImageFolder, Labels, Source
+
+__all__ = [
+    "DataSet",
+    "Part",
+    "describe",
+    "is_known",
+    "list_data",
+    "list_sources",
+    "load",
+    "require_enough",
+    "sha256_of",
+    "sizes",
+]
 
 FOLDER = "folder:"
 _HELD_OUT = 5_000
 """Points, and validation images, of data whose test set is published: enough for any check, and most still trains."""
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
-    """One part of a data set.
-
-    images: float32 (n, channels, height, width), in [0, 1]. labels: int64 (n,). indices: int64 (n,), the
-    rows of the raw data that these are. Raises DataError at construction when lengths or types differ from
-    that.
-    """
-
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
-
-    def __post_init__(self) -> None:
-        n = len(self.images)
-        if n == 0 or self.images.ndim != 4 or self.labels.shape != (n,) or self.indices.shape != (n,):
-            raise DataError(
-                f"A part needs images (n, channels, height, width), n labels and n indices, n > 0; got "
-                f"{tuple(self.images.shape)}, {tuple(self.labels.shape)} and {tuple(self.indices.shape)}."
-            )
-        if (self.images.dtype, self.labels.dtype, self.indices.dtype) != (
-            torch.float32,
-            torch.int64,
-            torch.int64,
-        ):
-            raise DataError("A part needs float32 images and int64 labels and indices.")
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-
-@dataclass(frozen=True, eq=False)
-class DataSet:
-    """A data set in four parts without a common row; claims about fresh points depend on that.
-
-    train: what trains the weights. points: the sample S, all that pruning may look at. validation: fresh
-    points, on which operating points are chosen. test: what is reported, and nothing else. sha256: of the
-    raw images and labels, before the split. seed: of the split. Raises DataError at construction when parts
-    overlap, repeat a row or differ in image shape, or when a label has no class.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    sha256: str
-    seed: int
-    train: Part
-    points: Part
-    validation: Part
-    test: Part
-
-    def __post_init__(self) -> None:
-        parts = (self.train, self.points, self.validation, self.test)
-        indices = torch.cat([part.indices for part in parts])
-        if len(set(indices.tolist())) != len(indices):
-            raise DataError(f"The parts of {self.name} share rows. Split it so that each row is in one part, once.")
-        if len({part.images.shape[1:] for part in parts}) != 1:
-            raise DataError(f"The parts of {self.name} differ in the shape of an image.")
-        labels = torch.cat([part.labels for part in parts])
-        if labels.min() < 0 or labels.max() >= len(self.classes):
-            raise DataError(f"{self.name} has labels outside 0..{len(self.classes) - 1}, one for each class.")
-
-    def require_points(self, points: Part) -> None:
-        """Raise DataError unless every row of `points` is one of the part `points`: S holds no test data."""
-        rows = set(points.indices.tolist())
-        if strange := rows - set(self.points.indices.tolist()):
-            of_test = len(rows & set(self.test.indices.tolist()))
-            raise DataError(
-                f"{len(strange)} of the {len(rows)} points that pruning would look at are not of the part set apart "
-                f"for it in {self.name}, {of_test} of them test data. Draw them from `points`."
-            )
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
-        _, channels, height, width = self.train.images.shape
-        return channels, height, width
-
-
 def list_data() -> list[str]:
     """The names that `load` takes, sorted; it also takes "folder:PATH"."""
     return sorted([*_SOURCES, "imagenet"])
+
+
+def list_sources() -> list[str]:
+    """Those of them whose size is known without looking, sorted."""
+    return sorted(_SOURCES)
 
 
 def is_known(name: str) -> bool:
@@ -151,6 +90,12 @@ def load(name: str, seed: int = 0, download: bool = False) -> DataSet:
         return Part(pixels, torch.from_numpy(labels[rows].astype(np.int64)), torch.from_numpy(rows))
 
     return DataSet(name, source.classes, sha256, seed, part(train), part(points), part(validation), part(test))
+
+
+def require_enough(wanted: int, name: str, there: int) -> None:
+    """Raise OptionError where more points are `wanted` than the `there` of the part `points` of the data set `name`."""
+    if wanted > there:
+        raise OptionError(f"{wanted} points are asked for, but {name} has {there} for S: ask for at most so many.")
 
 
 def describe(name: str) -> Source:

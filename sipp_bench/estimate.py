@@ -70,8 +70,7 @@ def _target(suite: Suite, target: Target) -> tuple[float, float]:
     wanted = suite.points
     if isinstance(wanted, str):
         wanted = sb.sample_size(model, example=images[:1])
-    else:
-        data.require_enough(wanted, target.data, points_there)
+    suite.require_enough(target.data, points_there)
     looks = min(wanted, points_there) / _POINTS
     _, batch = timed(lambda: metrics.evaluate(model, images, labels))
     evaluation = batch * (test + validation) / len(images)

@@ -31,7 +31,8 @@ def describe(problem: ErrorDetails, tables: dict[str, type[BaseModel]]) -> str:
     location = problem["loc"]
     key = ".".join(part for part in location if isinstance(part, str))
     entries = "".join(f" (entry {part + 1})" for part in location if isinstance(part, int))
-    return f"key {key}{entries}: {_what(problem, key, tables)}".rstrip(".") + "."
+    where = f"key {key}{entries}: " if location else ""  # what is wrong with keys together is at none of them
+    return f"{where}{_what(problem, key, tables)}".rstrip(".") + "."
 
 
 def _what(problem: ErrorDetails, key: str, tables: dict[str, type[BaseModel]]) -> str:

@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from sipp_bench.errors import SuiteError
+from sipp_bench.errors import OptionError, SuiteError
 from sipp_bench.phrases import describe, unknown
 from sipp_bench.protocols import Protocol, list_protocols, make_protocol
 from sipp_bench.suite_tables import Measures, Method, Table, Target, choose, distinct, require, require_label, slug
@@ -69,7 +69,8 @@ class Suite(Table):
     seeds: tuple[StrictInt, ...]
     keep: tuple[StrictFloat, ...]
     points: int | Literal["sample-size"] = 256
-    """How many points of S the methods look at, or "sample-size" for the authors' rule."""
+    """How many points of S the methods look at, or "sample-size" for the authors' rule; all where there are fewer than
+    the default or the rule says, but never fewer than the file says."""
     protocol: StrictStr = "one-shot"
     protocol_options: dict[str, Any] = Field(default_factory=dict)
     """The protocol's own: see its class in `protocols`."""
@@ -163,8 +164,15 @@ class Suite(Table):
         for target in self.targets:
             # How many images a folder has is seen once they are read.
             if isinstance(self.points, int) and target.data in data.list_sources():
-                data.require_enough(self.points, target.data, data.sizes(data.describe(target.data))[1])
+                self.require_enough(target.data, data.sizes(data.describe(target.data))[1])
         return self
+
+    def require_enough(self, name: str, there: int) -> None:
+        """Raise OptionError where the file asks for more points than `there` are in S of the data set `name`."""
+        if "points" in self.model_fields_set and isinstance(self.points, int) and self.points > there:
+            raise OptionError(
+                f"{self.points} points are asked for, but {name} has {there} for S: ask for at most so many."
+            )
 
     @model_validator(mode="after")
     def _cells_fit_for_files(self) -> "Suite":

@@ -100,8 +100,9 @@ def test_checks_get_the_network_that_was_pruned_and_the_pruned_one(
 def test_more_points_than_there_are_are_refused_before_anything_is_trained() -> None:
     text = SUITE.format(protocol="one-shot")
     parse_suite(text.replace("points = 24", "points = 180"), "mine.toml")
+    assert parse_suite(text.replace("points = 24", ""), "mine.toml").points == 256, "the default is no demand"
     for points in (181, 10**18):
-        with pytest.raises(SuiteError, match=f"mine.toml: .*{points} points are asked for, but digits has 180 for S"):
+        with pytest.raises(SuiteError, match=f"^mine.toml: {points} points are asked for, but digits has 180 for S"):
             parse_suite(text.replace("points = 24", f"points = {points}"), "mine.toml")
 
 

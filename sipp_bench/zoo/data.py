@@ -23,7 +23,6 @@ __all__ = [
     "list_data",
     "list_sources",
     "load",
-    "require_enough",
     "sha256_of",
     "sizes",
 ]
@@ -90,12 +89,6 @@ def load(name: str, seed: int = 0, download: bool = False) -> DataSet:
         return Part(pixels, torch.from_numpy(labels[rows].astype(np.int64)), torch.from_numpy(rows))
 
     return DataSet(name, source.classes, sha256, seed, part(train), part(points), part(validation), part(test))
-
-
-def require_enough(wanted: int, name: str, there: int) -> None:
-    """Raise OptionError where more points are `wanted` than the `there` of the part `points` of the data set `name`."""
-    if wanted > there:
-        raise OptionError(f"{wanted} points are asked for, but {name} has {there} for S: ask for at most so many.")
 
 
 def describe(name: str) -> Source:

@@ -33,6 +33,18 @@ def test_by_hand() -> None:
     assert stored["class_accuracies"][3:] == [None] * 4, "classes without points"
 
 
+def test_flips_and_agreement_are_with_the_dense_network_where_it_is_wrong_too() -> None:
+    labels = torch.tensor([0, 0, 1, 1, 2])
+    dense, pruned = torch.eye(3)[[1, 0, 1, 1, 0]], torch.eye(3)[[1, 0, 2, 1, 2]]
+    found = prediction_measures(dense, pruned, labels)
+    # Of five images pruning changes two, and two are wrong after it: others, one of them.
+    assert (found["flips"], found["agreement"]) == (2, 3 / 5)
+    assert found["class_accuracies"] == [0.5, 0.5, 1]
+    wrong = torch.eye(3)[[1, 1, 1, 1, 0]]
+    found = prediction_measures(wrong, wrong, labels)
+    assert (found["flips"], found["agreement"]) == (0, 1), "an error that both make is no flip"
+
+
 def test_dense_and_pruned_are_not_mixed_up() -> None:
     generator = torch.Generator().manual_seed(0)
     dense, pruned = torch.randn(2, 60, 8, generator=generator)

@@ -5,11 +5,10 @@ A first look, cell by cell; `theory_checks` holds the full checks of the claims.
 
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sipp_bench.metrics import BlockErrors, block_errors
+from sipp_bench.metrics import BlockErrors, block_errors, median
 from sipp_bench.points import Points
 from sipp_bench.pruned import Pruned
 
@@ -69,9 +68,9 @@ def _row(epsilon: Tensor, measured: Tensor, limit: Tensor, draws: Tensor, error:
         "blocks": epsilon.numel(),
         "drawn": int((draws > 0).sum()),
         "vacuous": int((epsilon >= 1).sum()),
-        "bound_median": float(np.median(epsilon.numpy(force=True))),
+        "bound_median": median(epsilon),
         "bound_max": float(epsilon.max()),
-        "error_median": float(np.median(measured.numpy(force=True))),
+        "error_median": median(measured),
         "error_max": float(measured.max()),
         "ratio_max": float(ratios.max()) if ratios.numel() else float("nan"),
         "exceeding": int(above.sum()),

@@ -1,8 +1,10 @@
 """What pruning did: accuracy, theoretical cost, and the measured error of every block."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +18,14 @@ from sipp_bench.tracing import Call, tracing
 
 # Numbers in one chunk: arrays of a few MiB stay in the cache, and are not given back to the system each time.
 _CHUNK = 1 << 19
+
+
+def median(values: Tensor) -> float:
+    """The median of all values, float64: of an even number the mean of the two in the middle, NaN of none.
+
+    torch's own is the lower of the two.
+    """
+    return float(np.median(values.double().numpy(force=True))) if values.numel() else math.nan
 
 
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 128) -> dict[str, float]:

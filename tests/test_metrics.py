@@ -2,6 +2,8 @@
 
 import copy
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,31 @@ def test_accuracy_and_loss_by_hand() -> None:
     # Probabilities of class 0: 1/2 (a tie goes to the first), 3/4, 1/5, 1.
     assert found["accuracy"] == 3 / 4
     assert found["loss"] == pytest.approx((math.log(2) + math.log(4 / 3) + math.log(5)) / 4, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "middle"),
+    [
+        ([3.0], 3.0),
+        ([1.0, 2.0], 1.5),
+        ([4.0, 1.0, 2.0, 100.0], 3.0),
+        ([1.0, 2.0, math.inf], 2.0),
+        ([[1, 2], [3, 4]], 2.5),
+    ],
+)
+def test_the_median_of_an_even_number_is_the_mean_of_the_middle_two(values: list[float], middle: float) -> None:
+    assert metrics.median(torch.tensor(values)) == middle
+    assert math.isnan(metrics.median(torch.zeros(0)))
+
+
+def test_no_median_is_the_lower_of_two() -> None:
+    """torch's median is: what is printed as a median goes through `metrics.median`, numpy's, pandas' or Python's."""
+    folder = Path(__file__).parents[1]
+    lower = re.compile(r"torch\.(nan)?median|\)\.median\(\)\)")
+    for package in ("sipp_bench", "theory_checks", "suites"):
+        for file in (folder / package).rglob("*.py"):
+            found = [line for line in file.read_text(encoding="utf-8").splitlines() if lower.search(line)]
+            assert all("flips" in line for line in found), (file, found)  # a pandas column
 
 
 def test_evaluation_is_in_eval_mode_and_the_same_for_any_batch_size() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sipp_bench import bounds
 from sipp_bench.errors import ModelError
+from sipp_bench.metrics import median
 from theory_checks import composition, statistics
 from theory_checks.claims.base import Finding, Verdict
 from theory_checks.disagreement import prediction_disagreement
@@ -100,7 +101,7 @@ def check_split_conformal(cell: Cell) -> Finding:
     calibration, test = _halves(context)
     quantile = bounds.conformal_quantile(scores[calibration], context.alpha)
     covered = int((scores[test] <= quantile).sum())
-    span = float((y.amax(1) - y.amin(1)).median())
+    span = median(y.amax(1) - y.amin(1))
     data: dict[str, Any] = {"keep": cell.keep, "quantile": quantile, "range_median": span}
     if math.isinf(quantile):
         detail = f"{len(calibration)} calibration points are too few for alpha {context.alpha:g}."

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sipp_bench import bounds
 from sipp_bench.errors import ModelError
+from sipp_bench.metrics import median
 from sipp_bench.parts import block_sums
 from sipp_bench.seeds import derived_seed
 from sipp_bench.sensitivity import measure_sensitivity
@@ -68,7 +69,7 @@ def check_dropping(cell: Cell) -> Finding:
         detail += f" ({counts.nothing} of them lost only weights that no point of S uses)"
     worst = float(ratios.max()) if len(ratios) else 0.0
     if len(ratios):
-        detail += f"; measured / bound among them is {worst:.3g} at most, {float(ratios.median()):.3g} in the median"
+        detail += f"; measured / bound among them is {worst:.3g} at most, {median(ratios):.3g} in the median"
     return counts.finding("C2", worst, detail + ".", cell)
 
 
@@ -128,11 +129,11 @@ def check_certificate(cell: Cell) -> Finding:
     broken = (moved > certificate.error).any(1) | changed
     certified, useless = (float(x.double().mean()) for x in (certificate.certified, certificate.useless))
     agree = float((other.argmax(1) == certificate.output.argmax(1)).double().mean())
-    tight = (moved / certificate.error.clamp(min=1e-300)).median()
+    tight = median(moved / certificate.error.clamp(min=1e-300))
     data = {
         "keep": cell.keep, "certified": certified, "useless": useless, "agreement": agree,
-        "error_median": float(certificate.error.median()), "moved_median": float(moved.median()),
-        "range_median": float((certificate.output.amax(1) - certificate.output.amin(1)).median()),
+        "error_median": median(certificate.error), "moved_median": median(moved),
+        "range_median": median(certificate.output.amax(1) - certificate.output.amin(1)),
     }  # fmt: skip
     detail = (
         f"{certified:.1%} of {len(moved)} fresh inputs keep their class for certain ({agree:.1%} do); the bound is at "

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sipp_bench import bounds
 from sipp_bench.methods.sipp import split_delta
+from sipp_bench.metrics import median
 from sipp_bench.parts import block_sums
 from theory_checks.network import Cell, Context, blocks_of
 
@@ -34,10 +34,10 @@ def draws_needed(context: Context) -> list[Row]:
             {
                 "layer": name,
                 "blocks": int(active.sum()),
-                "T": _median(totals),
-                "weights": _median(sizes),
-                "draws_needed": _median(needed),
-                "ratio": _median(needed / sizes),
+                "T": median(totals),
+                "weights": median(sizes),
+                "draws_needed": median(needed),
+                "ratio": median(needed / sizes),
                 "reachable": float((needed < sizes).double().mean()) if len(totals) else math.nan,
             }
         )
@@ -55,7 +55,7 @@ def telling_blocks(cell: Cell) -> list[Row]:
                 "layer": name,
                 "changed": int(blocks.concerned.sum()),
                 "drawn": int((blocks.drawn & blocks.active).sum()),
-                "epsilon_median": _median(epsilon),
+                "epsilon_median": median(epsilon),
                 "telling": float((epsilon < 1).double().mean()) if len(epsilon) else math.nan,
             }
         )
@@ -91,19 +91,19 @@ def decomposition(cell: Cell) -> list[Row]:
             {
                 "keep": cell.keep,
                 "layer": name,
-                "T": _median(t),
-                "m": _median(m),
+                "T": median(t),
+                "m": median(m),
                 "L": math.log(2 / context.delta),
                 "L_union": math.log(2 / split),
-                "epsilon": _median(epsilon),
-                "with_union": _median(bounds.bernstein_epsilon(t, m, split)),
-                "with_C": _median(bounds.bernstein_epsilon(3 * t, m, context.delta)),
-                "without_T": _median(bounds.bernstein_epsilon(torch.ones_like(t), m, context.delta)),
-                "without_L": _median(bounds.bernstein_epsilon(t, m, 2 / math.e)),
-                "dropping": _median(dropping),
+                "epsilon": median(epsilon),
+                "with_union": median(bounds.bernstein_epsilon(t, m, split)),
+                "with_C": median(bounds.bernstein_epsilon(3 * t, m, context.delta)),
+                "without_T": median(bounds.bernstein_epsilon(torch.ones_like(t), m, context.delta)),
+                "without_L": median(bounds.bernstein_epsilon(t, m, 2 / math.e)),
+                "dropping": median(dropping),
                 "Delta": middle,
                 "Delta_max": math.nan if delta is None else delta.largest,
-                "output": _median(torch.minimum(epsilon, dropping)) * middle,
+                "output": median(torch.minimum(epsilon, dropping)) * middle,
             }
         )
     return rows
@@ -147,7 +147,3 @@ def _telling_share(context: Context, keep: float) -> float:
     blocks = blocks_of(context.sensitivity, pairs, selection.guarantee).values()
     concerned = sum(int(block.concerned.sum()) for block in blocks)
     return sum(int(block.telling.sum()) for block in blocks) / concerned if concerned else 1.0
-
-
-def _median(values: Tensor) -> float:
-    return float(values.double().median()) if values.numel() else math.nan

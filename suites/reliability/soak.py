@@ -20,6 +20,7 @@ import argparse
 import ctypes
 import gc
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -170,7 +171,7 @@ def describe(values: list[float], per_seed: int) -> dict[str, Any]:
     ordered = sorted(values)
     found: dict[str, Any] = {
         "mean": sum(values) / len(values),
-        "median": ordered[len(ordered) // 2],
+        "median": statistics.median(ordered),
         "p95": ordered[int(0.95 * len(ordered))],
         "first_seed_mean": means[0],
         "last_seed_mean": means[-1],

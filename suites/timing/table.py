@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 
@@ -11,9 +12,9 @@ def tables(run: dict[str, Any]) -> str:
     groups: dict[str, dict[str, dict[str, str]]] = {}
     for benchmark in run["benchmarks"]:
         info = benchmark["extra_info"]
-        low, median, high = info["ratio_quartiles"]
-        seconds = sorted(info["subject_seconds"])[len(info["subject_seconds"]) // 2]
-        text = f"{median:.3g} ({low:.3g}-{high:.3g})"
+        low, middle, high = info["ratio_quartiles"]
+        seconds = median(info["subject_seconds"])
+        text = f"{middle:.3g} ({low:.3g}-{high:.3g})"
         if "peak_bytes" not in info:
             text += f", {seconds * 1e3:.3g} ms" if seconds < 1 else f", {seconds:.3g} s"
         groups.setdefault(info["table"], {}).setdefault(info["row"], {})[info["column"]] = text

@@ -143,6 +143,33 @@ def test_the_picture_says_what_retraining_voids(measured: Predictive, monkeypatc
 
 
 @pytest.mark.usefixtures("_small_pictures")
+def test_the_picture_has_the_correlations_within_one_keep(
+    measured: Predictive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over everything the keep ratio makes them large; how much is the bound's own stands beside it."""
+    said: dict[int, str] = {}
+
+    def keep_text(figure: matplotlib.figure.Figure) -> bytes:
+        for place, axes in enumerate(figure.axes):
+            said[place] = " ".join(" ".join(text.get_text() for text in axes.texts).split())
+        return b""
+
+    monkeypatch.setattr(predictive, "png", keep_text)
+    picture(measured)
+    for place, pairs in enumerate(
+        (
+            [("bound", "error_fresh")],
+            [("error_fresh", "accuracy"), ("bound", "accuracy")],
+            [("error_retrained", "accuracy_retrained"), ("bound", "accuracy_retrained")],
+        )
+    ):
+        for x, y in pairs:
+            rho = {scope: row(measured.correlations, x, y, scope)["rho"] for scope in ("all", "within keep 0.5")}
+            assert f"over all keep ratios {rho['all']:+.2f}" in said[place]
+            assert f"within one keep 0.5: {rho['within keep 0.5']:+.2f}" in said[place]
+
+
+@pytest.mark.usefixtures("_small_pictures")
 def test_a_picture_of_zeros_and_infinities(measured: Predictive) -> None:
     extreme = measured.layers.assign(bound=[0.0, np.inf] * (len(measured.layers) // 2))
     assert picture(Predictive(extreme, measured.cells, measured.correlations)).startswith(b"\x89PNG")

@@ -14,7 +14,7 @@ from sipp_bench.errors import OptionError, PointsError
 from sipp_bench.guarantee import Guarantee
 from sipp_bench.methods import Fitted
 from sipp_bench.parts import block_sums
-from sipp_bench.points import Points, call_model, iterate_batches, model_device
+from sipp_bench.points import Points, call_model, gather, iterate_batches, model_device
 from sipp_bench.pruned import Pruned
 from sipp_bench.sensitivity import Sensitivity, measure_sensitivity
 from sipp_bench.tracing import tracing
@@ -193,21 +193,19 @@ def outputs(model: nn.Module, points: Tensor) -> Tensor:
     """The network's outputs in eval mode: (N, K) float64. Raises NotApplicable unless it gives one such tensor."""
     found = []
     with torch.no_grad(), tracing(model, lambda call, output: None):
-        for inputs, _ in iterate_batches(points, BATCH, model_device(model)):
+        for inputs, _ in iterate_batches(points, BATCH, model_device(model), model):
             found.append(call_model(model, inputs))
     if not all(isinstance(y, Tensor) and y.ndim == 2 for y in found):
         raise NotApplicable("the network's output is not one tensor (N, K) of logits")
     return torch.cat(found).double()
 
 
-def as_tensor(points: Points, name: str) -> Tensor:
+def as_tensor(points: Points, name: str, model: nn.Module) -> Tensor:
     """Points in any form as one tensor (N, ...) on the CPU."""
-    parts = []
-    for inputs, _ in iterate_batches(points, BATCH, torch.device("cpu")):
-        if not isinstance(inputs, Tensor):
-            raise PointsError(f"verify takes points of one tensor each; {name} holds dicts.")
-        parts.append(inputs)
-    return torch.cat(parts)
+    inputs = gather(points, model)
+    if not isinstance(inputs, Tensor):
+        raise PointsError(f"verify takes points of one tensor each; {name} holds dicts or tuples of several.")
+    return inputs
 
 
 def check_keeps(keep: Any) -> tuple[float, ...]:

@@ -124,7 +124,8 @@ def verify(
         raise OptionError(f"draws is a number of draw sets, at least 1, not {draws}.")
     chosen = _with_delta(make_method(method, **(options or {})), delta, options or {})
     context = Context(
-        model, as_tensor(points, "points"), as_tensor(fresh_points, "fresh_points"), method, chosen.options(),
+        model, as_tensor(points, "points", model),
+        as_tensor(fresh_points, "fresh_points", model), method, chosen.options(),
         getattr(chosen, "delta", delta), alpha, seed, effort, draws or (200 if effort.trials > QUICK.trials else 20),
     )  # fmt: skip
     reused = _reused(context)

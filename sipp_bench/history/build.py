@@ -12,7 +12,7 @@ from markupsafe import Markup
 from sipp_bench.files import write_atomically
 from sipp_bench.history.figures import Trend, trend
 from sipp_bench.history.points import SERIES, Entry, read_history
-from sipp_bench.history.steps import ALPHA, SIDE, find_steps
+from sipp_bench.history.steps import ALPHA, ORDERS, SIDE, fewest_runs, find_steps
 from sipp_bench.report.sections import slug
 
 _TITLES = {"accuracy": "Accuracy", "fit": "Time to fit", "prune": "Time to prune", "protocol": "Time of the protocol",
@@ -46,17 +46,19 @@ def build_history(runs: Sequence[Path | str], output: Path | str) -> Path:
         "steps": [_step_row(step, drawn) for step in steps.to_dict("records")],
         "gaps": _gaps(history.points, drawn),
         "alpha": ALPHA,
-        "fewest": 2 * SIDE,
+        "orders": ORDERS,
+        "side": SIDE,
+        "fewest": fewest_runs(),
+        "fewest_at_the_end": fewest_runs(after=SIDE),
+        "lengths": [len(group) for group in _series(history.points)],
     }
     return write_atomically(output / "index.html", _environment().get_template("history.html.jinja").render(context))
 
 
 def marked_steps(points: pd.DataFrame) -> pd.DataFrame:
     """The rows of `points` with which a step begins, and `before`, `after` (medians of the parts) and `p_adjusted`."""
-    done = points[points["status"] == "done"]
-    series = [group for _, group in done.groupby([*SERIES, "alike"], sort=False, dropna=False)]
-    rows = []
-    found = find_steps([group["value"].tolist() for group in series])
+    series, rows = _series(points), []
+    found = find_steps([group["value"].tolist() for group in series], [group["run"].tolist() for group in series])
     for step in found:
         group = series[step.series]
         places = [0, *(other.place for other in found if other.series == step.series), len(group)]
@@ -65,6 +67,12 @@ def marked_steps(points: pd.DataFrame) -> pd.DataFrame:
         numbers = {"before": before, "after": after, "p_adjusted": step.p_adjusted}
         rows.append(group.iloc[step.place].to_dict() | numbers)
     return pd.DataFrame(rows, columns=[*points.columns, "before", "after", "p_adjusted"])
+
+
+def _series(points: pd.DataFrame) -> list[pd.DataFrame]:
+    """The points that have values, by what compares: one series, of networks and machines that are alike."""
+    done = points[points["status"] == "done"]
+    return [group for _, group in done.groupby([*SERIES, "alike"], sort=False, dropna=False)]
 
 
 def _figures(points: pd.DataFrame, steps: pd.DataFrame, entries: Sequence[Entry]) -> list[Trend]:

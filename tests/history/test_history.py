@@ -61,12 +61,12 @@ def write_run(
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve runs, one elsewhere, one with failures, one cut short, one broken; a step from day 7 on."""
+    """Twenty runs, one elsewhere, one with failures, one cut short, one broken; a step from day 7 on."""
     folder = tmp_path_factory.mktemp("runs")
-    for day in range(1, 13):
+    for day in range(1, 21):
         late = {"loss": 0.05, "slow": 1.15} if day >= 7 else {}
         write_run(
-            folder / f"run{13 - day:02}", day, "B" if day == 4 else "A",
+            folder / f"run{21 - day:02}", day, "B" if day == 4 else "A",
             cells=CELLS[:5] if day == 5 else CELLS, failing="magnitude" if day == 10 else "", **late,  # type: ignore[arg-type]
         )  # fmt: skip
     (folder / "broken").mkdir()
@@ -91,8 +91,8 @@ def write_benchmarks(path: Path, day: int, seconds: float, names: str = "ab", **
 
 def test_runs_are_in_the_order_of_their_dates(runs: Path) -> None:
     entries = read_history([runs]).entries
-    assert [entry.path.name for entry in entries] == [f"run{13 - day:02}" for day in range(1, 13)] + ["broken"]
-    assert [entry.letter for entry in entries] == ["A", "A", "A", "B", *"A" * 8, "-"]
+    assert [entry.path.name for entry in entries] == [f"run{21 - day:02}" for day in range(1, 21)] + ["broken"]
+    assert [entry.letter for entry in entries] == ["A", "A", "A", "B", *"A" * 16, "-"]
     assert [(e.done, e.failed, e.missing) for e in entries[3:6]] == [(8, 0, 0), (5, 0, 3), (8, 0, 0)]
     assert (entries[9].done, entries[9].failed) == (4, 4)
     assert "truncated" in str(entries[-1].problem)
@@ -135,12 +135,14 @@ def test_the_page(runs: Path, tmp_path: Path) -> None:
     assert not re.search(r'(?:src|href)="(?:https?:)?//', page)
     for said in ("c0ffee07", "2026-01-07", "torch 1 -&gt; 2", "There is no ", "truncated", "cores 4", "worse", "1 %"):
         assert said in page, said
+    for said in ("at least 10 runs", "9,999 random orders", "Of its 20 series 10\n"):
+        assert said in page, said
     figures = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
     assert [name.rpartition(".")[2] for name in figures] == ["png", "svg"] * 3
     for name in figures:
         assert name in page
     svg = next((tmp_path / "out" / "figures").glob("*accuracy*.svg")).read_text()
-    assert "2026-01-04 c0ffee0 B" in svg
+    assert "2026-01-05 c0ffee0 A" in svg, "of 20 runs every other is named"
     assert "keep 50%" in svg
     points = pd.read_csv(tmp_path / "out" / "points.csv")
     assert set(points["status"]) == {"done", "failed", "missing"}
@@ -148,8 +150,8 @@ def test_the_page(runs: Path, tmp_path: Path) -> None:
 
 
 def test_files_of_pytest_benchmark_have_points(tmp_path: Path) -> None:
-    for day in range(1, 9):
-        write_benchmarks(tmp_path / f"{day}.json", day, 1.0 if day < 5 else 1.3, "a" if day == 2 else "ab")
+    for day in range(1, 17):
+        write_benchmarks(tmp_path / f"{day}.json", day, 1.0 if day < 8 else 1.3, "a" if day == 2 else "ab")
     (tmp_path / "history.json").write_text("[]")
     (tmp_path / "undated.json").write_text(json.dumps({"benchmarks": []}))
     history = read_history([tmp_path])
@@ -159,10 +161,10 @@ def test_files_of_pytest_benchmark_have_points(tmp_path: Path) -> None:
     assert points.loc[("a", 0), "value"] == 0.5
     assert points.loc[("b", 1), "status"] == "missing"
     assert {(row["method"], row["run"]) for row in marked_steps(history.points).to_dict("records")} == {
-        ("a", 4),
-        ("b", 4),
+        ("a", 7),
+        ("b", 7),
     }
-    assert "feed05" in build_history([tmp_path], tmp_path / "out").read_text()
+    assert "feed08" in build_history([tmp_path], tmp_path / "out").read_text()
 
 
 def test_times_with_and_without_a_reference_are_series_of_their_own(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The commands about the claims: what they are, and whether they hold on a user's network. cli.py registers them."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -43,8 +44,8 @@ def _verify(
     points: Annotated[
         Path,
         typer.Option(
-            help="What the method looks at: an array (N, ...) in a .npy, .npz, .safetensors or .pt file, or a folder "
-            "of images, which are scaled, centre-cropped, divided by 255, normalised as for ImageNet."
+            help="What the method looks at: a .npy, .npz or .safetensors array (N, ...) of floats, or a folder of "
+            "images, which are scaled, centre-cropped, divided by 255, normalised as for ImageNet."
         ),
     ],
     fresh: Annotated[
@@ -94,7 +95,7 @@ def _verify(
     report = verify(
         load_model(model, looked_at, checkpoint), looked_at, others, claims=claim or None, method=method,
         keep=keep or 0.2, delta=delta, alpha=alpha, seed=seed, effort=FULL if effort == "full" else QUICK, draws=draws,
-        synthetic=synthetic, options=options,
+        synthetic=synthetic, options=options, progress=sys.stderr.isatty(),
     )  # fmt: skip
     typer.echo(report.to_text(), nl=False)
     if json_file is not None:

@@ -5,7 +5,7 @@ has many that share it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +13,11 @@ from scipy import optimize, special
 from torch import Tensor, nn
 
 from sipp_bench.errors import PointsError
+from sipp_bench.points import Points
 from sipp_bench.sensitivity import Sensitivity
 from theory_checks import rounding, statistics
+from theory_checks.capture import BATCH
+from theory_checks.held import Held
 from theory_checks.statistics import Interval
 from theory_checks.subject import REFERENCE, Subject
 from theory_checks.wording import percent_up
@@ -109,8 +112,8 @@ class Audit:
 
 def audit(
     model: nn.Module,
-    points: Tensor,
-    fresh: Tensor,
+    points: "Points | Held",
+    fresh: "Points | Held",
     *,
     factors: Sequence[float] = FACTORS,
     alphas: Sequence[float] = ALPHAS,
@@ -119,18 +122,19 @@ def audit(
 ) -> Audit:
     """How often g_j(x) > K s_j on fresh points, for each K, and the conformal K-hat.
 
-    points: S, (n, ...). fresh: (m, ...), apart from training and S. g_j(x) is the sensitivity measured on x alone.
+    points: S. fresh: m points, apart from training and S. g_j(x) is the sensitivity measured on x alone.
     Exceeding means beyond rounding: by more than 2 gamma_(n+4) relative, n the weights of a block. One pass over S and
     one for every fresh point, each about as long as measuring one batch. Raises PointsError if there are no fresh
     points or all of them are in S.
     """
-    if len(fresh) == 0:
-        raise PointsError("An audit needs at least one fresh point.")
+    points, fresh = Held.of(points), Held.of(fresh)
     shared = shared_points(points, fresh)
     if shared == len(fresh):
         raise PointsError("Every fresh point is in S as well: an audit needs points that the method did not look at.")
-    s = subject.sensitivity(model, points)
-    looks = [_Look.at(s, subject.sensitivity(model, x), factors) for x in fresh.split(1)]
+    # Wrong subjects take tensors, and are never given anything else.
+    measure: Callable[[nn.Module, Points], Sensitivity] = subject.sensitivity  # type: ignore[assignment]
+    s = measure(model, points.points(BATCH))
+    looks = [_Look.at(s, measure(model, x.points(BATCH)), factors) for x in fresh.singles()]
     weights = sum(entry.values.numel() for entry in s.values())
     ratios = torch.tensor([max(look.ratios.values()) for look in looks], dtype=torch.float64)
     zero = sum(int((entry.values == 0).sum()) for entry in s.values())
@@ -145,15 +149,10 @@ def audit(
     )
 
 
-def shared_points(points: Tensor, fresh: Tensor) -> int:
+def shared_points(points: "Points | Held", fresh: "Points | Held") -> int:
     """How many fresh points are in S as well, bit for bit."""
-
-    def rows(x: Tensor) -> list[bytes]:
-        # As bytes: numpy has no bfloat16.
-        return [row.numpy().tobytes() for row in x.detach().cpu().contiguous().reshape(len(x), -1).view(torch.uint8)]
-
-    known = set(rows(points))
-    return sum(row in known for row in rows(fresh))
+    known = set(Held.of(points).digests())
+    return sum(one in known for one in Held.of(fresh).digests())
 
 
 @dataclass(frozen=True)

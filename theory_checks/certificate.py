@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sipp_bench.errors import ModelError, OptionError
-from sipp_bench.point_sets import Points, map_inputs
-from sipp_bench.points import call_model, iterate_batches, model_device
+from sipp_bench.errors import ModelError, OptionError, PointsError
+from sipp_bench.points import Inputs, Points, call_model, iterate_batches, model_device
 from sipp_bench.quadrants import full_precision
+from sipp_bench.tracing import tracing
 from theory_checks.certificate_rules import HARMLESS, RULES, Rule, tensors_in
 
 Certify = Callable[[nn.Module, nn.Module, Tensor], "Certificate"]
@@ -67,16 +67,34 @@ def certify(
     mode = _Propagation(dense, other, torch.finfo(dtype).eps / 2, rules)
     outputs, errors = [], []
     with torch.no_grad(), full_precision(model_device(model)):
-        for inputs, _ in iterate_batches(points, batch_size, model_device(model), model):
-            x = map_inputs(lambda tensor: _cast(tensor, dtype), inputs)
+        for inputs, _ in iterate_batches(points, batch_size, model_device(model)):
+            x = _cast(inputs, dtype) if isinstance(inputs, Tensor) else {k: _cast(t, dtype) for k, t in inputs.items()}
             with mode:
-                output = call_model(dense, x)
+                output = _run(dense, x, model, inputs)
             if not isinstance(output, Tensor) or output.ndim != 2:
                 raise ModelError(f"A certificate needs one output tensor (N, K); {type(model).__name__} gives another.")
             outputs.append(output.double().clone())
             errors.append(mode.error(output).nan_to_num(nan=torch.inf))
     y, e = torch.cat(outputs), torch.cat(errors)
     return Certificate(y, e, certified_class(y, e))
+
+
+def _run(dense: nn.Module, x: Inputs, model: nn.Module, inputs: Inputs) -> Any:
+    """The converted network's output. Raises ModelError if it refuses what the network itself takes."""
+    try:
+        return call_model(dense, x)
+    except PointsError as error:
+        with tracing(model, lambda call, output: None):
+            call_model(model, inputs)  # raises the same if the points are to blame
+        dtype = next(iter(tensor.dtype for tensor in tensors_in(x) if tensor.is_floating_point()), "the other type")
+        raise ModelError(
+            f"A certificate runs a copy of the network in {dtype}, which {type(model).__name__} cannot do: "
+            f"{_reason(error)}. A network that converts its numbers itself (x.float()) or has complex ones has none."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error.__cause__ or error).strip().splitlines()[0].rstrip(".")
 
 
 def certified_class(output: Tensor, error: Tensor) -> Tensor:

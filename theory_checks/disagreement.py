@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sipp_bench.errors import ModelError, PointsError
-from sipp_bench.points import call_model, model_device
+from sipp_bench.errors import ModelError
+from sipp_bench.points import Inputs, Points, batch_length, call_model, iterate_batches, model_device
 from theory_checks import statistics
 from theory_checks.wording import percent_up
 
@@ -38,25 +38,26 @@ class Disagreement:
 
 
 def prediction_disagreement(
-    model: nn.Module, pruned: nn.Module, fresh: Tensor, confidence: float = 0.95, batch_size: int = 512
+    model: nn.Module, pruned: nn.Module, fresh: Points, confidence: float = 0.95, batch_size: int = 512
 ) -> Disagreement:
-    """Compare the classes that two networks predict, the largest logit's, on fresh points (m, ...).
+    """Compare the classes that two networks predict, the largest logit's, on fresh points.
 
     Both run in eval mode and are afterwards as they were. A prediction from a NaN differs from every other. Raises
     PointsError without points, ModelError unless the outputs are logits (batch, classes) of two classes or more.
     """
-    if len(fresh) == 0:
-        raise PointsError("A bound on how often predictions differ needs at least one fresh point.")
-    count = sum(int((_classes(model, x) != _classes(pruned, x, other=True)).sum()) for x in fresh.split(batch_size))
-    return Disagreement(count, len(fresh), statistics.upper_bound(count, len(fresh), confidence), confidence)
+    count = points = 0
+    for inputs, _ in iterate_batches(fresh, batch_size, model_device(model)):
+        count += int((_classes(model, inputs) != _classes(pruned, inputs, other=True)).sum())
+        points += batch_length(inputs)
+    return Disagreement(count, points, statistics.upper_bound(count, points, confidence), confidence)
 
 
-def _classes(model: nn.Module, x: Tensor, other: bool = False) -> Tensor:
+def _classes(model: nn.Module, inputs: Inputs, other: bool = False) -> Tensor:
     """The predicted classes on the CPU; for logits with NaN -1, or -2 for the other network, so that they differ."""
     modes = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad():
-            logits = call_model(model.eval(), x.to(model_device(model)))
+            logits = call_model(model.eval(), inputs)
     finally:
         for module, training in modes.items():
             module.training = training

@@ -5,8 +5,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from sipp_bench.points import Points
 from sipp_bench.sensitivity import Sensitivity, measure_sensitivity
 from theory_checks.audit import Audit, audit
+from theory_checks.held import Held
 from theory_checks.rounding import sensitivity_rounding
 from theory_checks.subject import REFERENCE
 
@@ -14,13 +16,13 @@ from theory_checks.subject import REFERENCE
 class FreshLook:
     """The audit, and with it each weight's own number of exceedances over the fresh points, in one pass."""
 
-    def __init__(self, model: nn.Module, points: Tensor, fresh: Tensor, alpha: float) -> None:
+    def __init__(self, model: nn.Module, points: Held, fresh: Held, alpha: float) -> None:
         self.counts: dict[str, Tensor] = {}
         self._s: Sensitivity | None = None
         subject = replace(REFERENCE, sensitivity=self._measure)
         self.audit: Audit = audit(model, points, fresh, alphas=(alpha,), confidence=1 - alpha, subject=subject)
 
-    def _measure(self, model: nn.Module, points: Tensor) -> Sensitivity:
+    def _measure(self, model: nn.Module, points: Points) -> Sensitivity:
         found = measure_sensitivity(model, points)
         if self._s is None:  # the first one is S
             self._s = found

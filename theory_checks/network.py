@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import sipp_bench as sb
-from sipp_bench.errors import OptionError, PointsError
+from sipp_bench.errors import OptionError
 from sipp_bench.guarantee import Guarantee
 from sipp_bench.methods import Fitted
 from sipp_bench.parts import block_sums
-from sipp_bench.points import Points, call_model, gather, iterate_batches, model_device
+from sipp_bench.points import call_model, iterate_batches, model_device
 from sipp_bench.pruned import Pruned
 from sipp_bench.sensitivity import Sensitivity, measure_sensitivity
 from sipp_bench.tracing import tracing
@@ -23,7 +23,9 @@ from theory_checks.capture import BATCH, layer_batches
 from theory_checks.claims.base import Effort
 from theory_checks.composition import Distribution, cancellation, folded
 from theory_checks.fresh_look import FreshLook
+from theory_checks.held import Held
 from theory_checks.rounding import error_rounding, sensitivity_rounding, sensitivity_underflow, unit
+from theory_checks.steady import mixes_points, require_repeatable
 
 
 class NotApplicable(Exception):  # noqa: N818  # not an error: the reason why a claim says nothing here
@@ -38,8 +40,8 @@ class Context:
     """
 
     model: nn.Module
-    points: Tensor
-    fresh: Tensor
+    points: Held
+    fresh: Held
     method: str
     options: Mapping[str, Any]
     delta: float
@@ -52,16 +54,21 @@ class Context:
     @cached_property
     def fitted(self) -> Fitted:
         """The method, after its look at S."""
-        return sb.fit(self.model, self.points, self.method, batch_size=BATCH, **self.options)
+        return sb.fit(self.model, self.points.points(BATCH), self.method, batch_size=BATCH, **self.options)
 
     @cached_property
     def sensitivity(self) -> Sensitivity:
         """On S, in the definition's sense (the largest patch), whatever the method makes of it."""
-        return measure_sensitivity(self.model, self.points, batch_size=BATCH)
+        return measure_sensitivity(self.model, self.points.points(BATCH), batch_size=BATCH)
 
     @cached_property
     def look(self) -> FreshLook:
-        """The fresh points, one by one."""
+        """The fresh points, one by one. Raises NotApplicable where a point by itself is another than in a batch."""
+        if mixes_points(self.model, self.points):
+            raise NotApplicable(
+                "this network's output for a point depends on the others in its batch (batch-norm without running "
+                "statistics, say), so that nothing can be measured on single fresh points"
+            )
         return FreshLook(self.model, self.points, self.fresh, self.alpha)
 
     @cached_property
@@ -69,9 +76,16 @@ class Context:
         """Delta of every layer on S, batch-norm folded, and whether all of it could be folded."""
         model, complete = folded(self.model)
         found: dict[str, Distribution] = {}
-        for name, layer, x in layer_batches(model, self.points):
+        for name, layer, x in layer_batches(model, self.points.points(BATCH)):
             found.setdefault(name, Distribution.empty()).add(cancellation(layer, x))
         return found, complete
+
+    def prepare(self) -> None:
+        """What every check needs. Raises what the network or the points refuse: no claim can be checked then."""
+        require_repeatable(self.model, self.points)
+        _ = self.fitted, self.sensitivity
+        require_repeatable(self.model, self.fresh)
+        _run_all(self.model, self.fresh)
 
     def pruned(self, keep: float) -> Pruned:
         """The network pruned to this keep ratio by the seed."""
@@ -148,7 +162,7 @@ class Cell:
         largest = {
             name: torch.zeros(len(w), 2, dtype=torch.float64, device=w.device) for name, (w, _) in self.weights.items()
         }
-        for name, layer, x in layer_batches(self.context.model, self.context.points, largest):
+        for name, layer, x in layer_batches(self.context.model, self.context.points.points(BATCH), largest):
             r = oracle.relative_errors(layer, x, self.weights[name][1]).amax((0, 1, 4))
             largest[name] = torch.maximum(largest[name], r)
         return largest
@@ -189,23 +203,19 @@ def rounding_of(epsilon: Tensor, n: int, dtype: torch.dtype) -> Tensor:
     )
 
 
-def outputs(model: nn.Module, points: Tensor) -> Tensor:
+def outputs(model: nn.Module, points: Held) -> Tensor:
     """The network's outputs in eval mode: (N, K) float64. Raises NotApplicable unless it gives one such tensor."""
-    found = []
-    with torch.no_grad(), tracing(model, lambda call, output: None):
-        for inputs, _ in iterate_batches(points, BATCH, model_device(model), model):
-            found.append(call_model(model, inputs))
+    found = _run_all(model, points)
     if not all(isinstance(y, Tensor) and y.ndim == 2 for y in found):
         raise NotApplicable("the network's output is not one tensor (N, K) of logits")
     return torch.cat(found).double()
 
 
-def as_tensor(points: Points, name: str, model: nn.Module) -> Tensor:
-    """Points in any form as one tensor (N, ...) on the CPU."""
-    inputs = gather(points, model)
-    if not isinstance(inputs, Tensor):
-        raise PointsError(f"verify takes points of one tensor each; {name} holds dicts or tuples of several.")
-    return inputs
+def _run_all(model: nn.Module, points: Held) -> list[Any]:
+    """What the network gives in eval mode, batch by batch."""
+    with torch.no_grad(), tracing(model, lambda call, output: None):
+        batches = iterate_batches(points.points(BATCH), BATCH, model_device(model))
+        return [call_model(model, inputs) for inputs, _ in batches]
 
 
 def check_keeps(keep: Any) -> tuple[float, ...]:

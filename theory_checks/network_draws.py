@@ -17,7 +17,7 @@ from sipp_bench.methods.sampling import BlockSampler, reweighted
 from sipp_bench.methods.sipp import Plan, SamplingMethod, SippObservation
 from sipp_bench.seeds import derived_seed
 from theory_checks import oracle, statistics
-from theory_checks.capture import layer_batches
+from theory_checks.capture import BATCH, layer_batches
 from theory_checks.claims.base import Finding, Verdict
 from theory_checks.network import Cell, NotApplicable, rounding_of
 
@@ -216,7 +216,7 @@ def _hardest(cell: Cell, plan: Plan, eligible: dict[str, Tensor]) -> list[Instan
     guarantee = cell.pruned.guarantee
     assert guarantee is not None
     found: list[Instance] = []
-    for name, layer, x in layer_batches(cell.context.model, cell.context.points):
+    for name, layer, x in layer_batches(cell.context.model, cell.context.points.points(BATCH)):
         if name not in eligible or not bool(eligible[name].any()):
             continue
         sampler = _sampler(cell, plan, name)
@@ -285,7 +285,7 @@ def _ratios(cell: Cell, plan: Plan, instance: Instance, trials: int, rng: np.ran
 def _any_exceeds(
     cell: Cell, weights: Mapping[str, Tensor], epsilons: Mapping[str, Tensor], useful: Mapping[str, Tensor]
 ) -> bool:
-    for name, layer, x in layer_batches(cell.context.model, cell.context.points):
+    for name, layer, x in layer_batches(cell.context.model, cell.context.points.points(BATCH)):
         if name in useful and bool(useful[name].any()):
             r = oracle.relative_errors(layer, x, weights[name]).amax((0, 1, 4))
             limit = epsilons[name] + rounding_of(epsilons[name], layer.weight[0].numel(), layer.weight.dtype)

@@ -196,7 +196,7 @@ def disagreement(cell: Cell) -> dict[str, Any]:
     """How often the pruned network predicts another class than the dense one on fresh points: an exact upper bound."""
     context = cell.context
     try:
-        found = prediction_disagreement(context.model, cell.pruned.model, context.fresh, 1 - context.alpha)
+        found = prediction_disagreement(context.model, cell.pruned.model, context.fresh.points(512), 1 - context.alpha)
     except ModelError as error:
         raise NotApplicable(str(error)) from error
     sentence = f"Predictions that differ from the dense network's, {found.statement(cell.keep)}."

@@ -28,10 +28,12 @@ def check_laws(context: Context) -> Finding:
     size = BATCH if len(points) > BATCH else -(-len(points) // 2)
     cut = size * max(1, round(len(points) / size / 2))
     halves = [
-        measure_sensitivity(context.model, part, batch_size=size) for part in (points[:cut], points[cut:]) if len(part)
+        measure_sensitivity(context.model, part.points(size), batch_size=size)
+        for part in (points[:cut], points[cut:])
+        if len(part)
     ]
     merged = halves[0].merge(halves[1]) if len(halves) == 2 else halves[0]
-    reference = whole if size == BATCH else measure_sensitivity(context.model, points, batch_size=size)
+    reference = whole if size == BATCH else measure_sensitivity(context.model, points.points(size), batch_size=size)
     trials = violations = 0
     worst = 0.0
     for name, layer in whole.items():
@@ -97,7 +99,7 @@ def check_recombination(cell: Cell) -> Finding:
         concerned = blocks.concerned.any(1) & ~blocks.drawn.any(1)
         neurons += int(concerned.sum())
         epsilons[name] = (eps, concerned & (eps < 1), blocks.n)
-    for name, layer, x in layer_batches(cell.context.model, cell.context.points):
+    for name, layer, x in layer_batches(cell.context.model, cell.context.points.points(BATCH)):
         if name not in epsilons:
             continue
         eps, telling, n = epsilons[name]
@@ -120,8 +122,8 @@ def check_certificate(cell: Cell) -> Finding:
     """C7 on the fresh points, in float64: the bound holds for every logit, certified predictions stay."""
     context = cell.context
     try:
-        certificate = certify(context.model, cell.pruned.model, context.fresh)
-        other = certify(cell.pruned.model, cell.pruned.model, context.fresh).output
+        certificate = certify(context.model, cell.pruned.model, context.fresh.points(32))
+        other = certify(cell.pruned.model, cell.pruned.model, context.fresh.points(32)).output
     except ModelError as error:
         raise NotApplicable(str(error)) from error
     moved = (other - certificate.output).abs()

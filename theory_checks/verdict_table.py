@@ -79,7 +79,8 @@ def headline(report: "Report") -> str:
     keeps = ", ".join(f"{keep:g}" for keep in settings["keep"])
     whole = "nothing falsified" if report.ok else "FALSIFIED"
     if not report.ok and not any(finding.verdict is Verdict.FALSIFIED for finding in report.findings):
-        whole = "NOTHING WAS CHECKED"
+        broken = any("error" in entry for entry in report.skipped)
+        whole = "A CHECK BROKE DOWN" if broken else "NOTHING WAS CHECKED"
     return f"{settings['network']}, {settings['method']}, keep {keeps}: {whole}"
 
 

@@ -1,5 +1,6 @@
 """Point the claims at a trained network: prune it, try to falsify, and say which bounds say anything at all."""
 
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -7,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
-from sipp_bench.errors import OptionError, PointsError
+from sipp_bench.errors import OptionError, PointsError, SippBenchError
 from sipp_bench.methods import make_method
 from sipp_bench.methods.protocol import Method
 from sipp_bench.points import Points
@@ -18,7 +20,8 @@ from theory_checks import network_draws, network_fresh, network_identities, vacu
 from theory_checks.audit import shared_points
 from theory_checks.claims import QUICK, Effort, Finding, Verdict
 from theory_checks.claims import claims as synthetic_claims
-from theory_checks.network import Cell, Context, NotApplicable, as_tensor, check_keeps
+from theory_checks.held import Held
+from theory_checks.network import Cell, Context, NotApplicable, check_keeps
 from theory_checks.subject import REFERENCE
 
 # What is checked once a network, and what once a keep ratio; each returns one finding or says why it has none.
@@ -48,7 +51,8 @@ class Report:
     """What `verify` found. Verdicts are those of THEORY section 5 and never merged.
 
     findings: one a claim and keep ratio (`data["keep"]`), then those on synthetic cases (`data["synthetic"]`).
-    skipped: claims that say nothing here, each with the reason. disagreement: per keep ratio, how often predictions
+    skipped: claims that say nothing here, each with the reason; with "error", the traceback, where the check itself
+    broke down, which is a bug of this project and never ok. disagreement: per keep ratio, how often predictions
     differ on fresh points. vacuity: what the bounds would need, and what each factor costs. settings: what was asked.
     """
 
@@ -60,9 +64,10 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Nothing is falsified, and something was checked that could have failed."""
+        """Nothing is falsified, something was checked that could have failed, and no check broke down."""
         verdicts = [finding.verdict for finding in self.findings]
-        return Verdict.FALSIFIED not in verdicts and any(verdict.passed for verdict in verdicts)
+        broken = any("error" in entry for entry in self.skipped)
+        return not broken and Verdict.FALSIFIED not in verdicts and any(verdict.passed for verdict in verdicts)
 
     def to_json(self) -> str:
         """Everything, as JSON text."""
@@ -104,6 +109,7 @@ def verify(
     draws: int | None = None,
     synthetic: bool = False,
     options: Mapping[str, Any] | None = None,
+    progress: bool = False,
 ) -> Report:
     """Try to falsify the claims of THEORY.md on this network, pruned by this method. The network is not changed.
 
@@ -113,7 +119,9 @@ def verify(
     probability of the sampling bounds. alpha: of the intervals that are printed (1 - alpha is their confidence); what
     falsifies is decided at `effort.level`, far stricter. draws: whole-network draw sets for claim C11 (default 20 or,
     with more effort, 200). synthetic: run the claims' own cases as well (a minute or two). options: of the method.
-    Raises OptionError for what is unknown or out of range; PointsError and ModelError as `sipp_bench.fit` does.
+    progress: show the checks that are done and the time left.
+    Raises OptionError for what is unknown or out of range; PointsError and ModelError as `sipp_bench.fit` does, and
+    ModelError for a network that is random in eval mode. What one claim's check cannot do here is said in `skipped`.
     """
     asked = _asked(claims, synthetic)
     keeps, seed = check_keeps(keep), require_seed(seed)
@@ -124,25 +132,32 @@ def verify(
         raise OptionError(f"draws is a number of draw sets, at least 1, not {draws}.")
     chosen = _with_delta(make_method(method, **(options or {})), delta, options or {})
     context = Context(
-        model, as_tensor(points, "points", model),
-        as_tensor(fresh_points, "fresh_points", model), method, chosen.options(),
+        model, Held.of(points), Held.of(fresh_points), method, chosen.options(),
         getattr(chosen, "delta", delta), alpha, seed, effort, draws or (200 if effort.trials > QUICK.trials else 20),
     )  # fmt: skip
     reused = _reused(context)
-    findings: list[Finding] = []
-    skipped: list[dict[str, Any]] = []
-    for number, check in ONCE.items():
-        if number in asked:
-            _record(number, partial(check, context), None, findings, skipped)
+    checks: list[tuple[str, float | None, Callable[[], Finding]]] = []
+    checks += [(number, None, partial(once, context)) for number, once in ONCE.items() if number in asked]
     for each in keeps:
         cell = context.cell(each)
-        for number, check_cell in EACH_KEEP.items():
-            if number in asked:
-                _record(number, partial(check_cell, cell), each, findings, skipped)
-    findings.sort(key=lambda finding: int(finding.claim[1:]))
-    if synthetic:
-        findings += [_synthetic(number, effort, seed) for number in synthetic_claims() if number in asked]
-    return Report(tuple(findings), tuple(skipped), _disagreement(context, keeps), _vacuity(context, keeps), {
+        checks += [(number, each, partial(of_cell, cell)) for number, of_cell in EACH_KEEP.items() if number in asked]
+    findings: list[Finding] = []
+    skipped: list[dict[str, Any]] = []
+    with tqdm(total=len(checks) + 2, desc="verify", unit="check", disable=not progress) as bar:
+        bar.set_postfix_str("looking at the points")
+        context.prepare()
+        bar.update()
+        for number, keep_ratio, check in checks:
+            bar.set_postfix_str(number if keep_ratio is None else f"{number} at keep {keep_ratio:g}")
+            _record(number, check, keep_ratio, findings, skipped)
+            bar.update()
+        findings.sort(key=lambda finding: int(finding.claim[1:]))
+        bar.set_postfix_str("what the bounds say")
+        if synthetic:
+            findings += [_synthetic(number, effort, seed) for number in synthetic_claims() if number in asked]
+        disagreement, vacuous = _disagreement(context, keeps), _vacuity(context, keeps)
+        bar.update()
+    return Report(tuple(findings), tuple(skipped), disagreement, vacuous, {
         "network": type(model).__name__, "weights": context.pruned(keeps[0]).weights, "method": method,
         "options": dict(chosen.options()), "keep": list(keeps), "delta": context.delta, "alpha": alpha, "seed": seed,
         "points": len(context.points), "fresh_points": len(context.fresh), "fresh_points_in_S": reused,
@@ -189,11 +204,17 @@ def _record(
     findings: list[Finding],
     skipped: list[dict[str, Any]],
 ) -> None:
+    """A finding, or why there is none: the claim does not speak of this, or the check refuses it, or breaks down."""
     try:
         with torch.no_grad():
             findings.append(check())
-    except NotApplicable as reason:
+    except (NotApplicable, SippBenchError) as reason:
         skipped.append({"claim": number, "keep": keep, "reason": str(reason)})
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # not to lose what the others found
+        why = f"its check broke down ({type(error).__name__}: {error}): a bug of this project, please report it"
+        skipped.append({"claim": number, "keep": keep, "reason": why, "error": traceback.format_exc()})
 
 
 def _synthetic(number: str, effort: Effort, seed: int) -> Finding:

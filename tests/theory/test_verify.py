@@ -22,6 +22,7 @@ from sipp_bench.methods.sipp_hybrid import SippHybrid
 from sipp_bench.metrics import median
 from theory_checks import Report, fresh_look, network, network_draws, verify
 from theory_checks.claims.base import QUICK, Verdict
+from theory_checks.held import Held
 from theory_checks.network import Cell, Context
 from theory_checks.vacuity import smallest_keeps
 
@@ -37,6 +38,10 @@ def mlp(width: int = 60) -> nn.Sequential:
 
 def points(count: int, seed: int, *shape: int) -> Tensor:
     return torch.rand((count, *shape), generator=torch.Generator().manual_seed(seed))
+
+
+def both(count: int) -> tuple[Held, Held]:
+    return Held.of(points(count, 1, 60)), Held.of(points(9, 2, 60))
 
 
 def run(model: nn.Module | None = None, **options: Any) -> Report:
@@ -298,7 +303,9 @@ def test_numbers_by_hand() -> None:
 
 
 def test_smallest_keep_by_brute_force() -> None:
-    context = Context(mlp(), points(40, 1, 60), points(9, 2, 60), "sipp-det", {}, 0.05, 0.05, 0, EFFORT, 5)
+    context = Context(
+        mlp(), Held.of(points(40, 1, 60)), Held.of(points(9, 2, 60)), "sipp-det", {}, 0.05, 0.05, 0, EFFORT, 5
+    )
 
     def share(step: int) -> float:
         blocks = Cell(context, step / 256).blocks().values()
@@ -383,7 +390,9 @@ def test_fresh_points_that_are_in_s_as_well_are_told() -> None:
 
 def test_hardest_instances_are_those_of_largest_variance() -> None:
     """The exact standard deviation, against draws."""
-    context = Context(mlp(), points(10, 1, 60), points(9, 2, 60), "sipp-rand", {}, 0.05, 0.05, 0, EFFORT, 5)
+    context = Context(
+        mlp(), Held.of(points(10, 1, 60)), Held.of(points(9, 2, 60)), "sipp-rand", {}, 0.05, 0.05, 0, EFFORT, 5
+    )
     cell = context.cell(0.5)
     _, plan, _ = network_draws._plan(cell)
     drawn = {name: draws > 0 for name, draws in cell.pruned.guarantee.draws.items()}
@@ -402,7 +411,7 @@ def test_hardest_instances_are_those_of_largest_variance() -> None:
 
 
 def test_one_look_counts_each_weight() -> None:
-    look = fresh_look.FreshLook(mlp(), points(20, 1, 60), points(15, 2, 60), 0.05)
+    look = fresh_look.FreshLook(mlp(), Held.of(points(20, 1, 60)), Held.of(points(15, 2, 60)), 0.05)
     s = sb.measure_sensitivity(mlp(), points(20, 1, 60))["0.weight"].values
     expected = torch.zeros_like(s)
     for x in points(15, 2, 60).split(1):
@@ -418,8 +427,6 @@ def test_inputs_in_other_forms() -> None:
     loader = DataLoader(TensorDataset(looked_at, torch.zeros(40)), batch_size=7)
     report = run(points=loader, fresh_points=fresh.numpy(), claims=["C1", "C2"], method="sipp-det")
     assert report.to_json() == run(claims=["C1", "C2"], method="sipp-det").to_json()
-    with pytest.raises(PointsError, match="dicts"):
-        run(points=DataLoader([{"x": torch.ones(60)}]))
 
 
 _: Callable[..., Any] = network.outputs

@@ -139,16 +139,16 @@ def comparison_table(target: Target, headline: pd.DataFrame, details: pd.DataFra
     rows = []
     for row in headline.to_dict("records"):
         names = [row["sipp"] or NOTHING, row["magnitude"] or NOTHING]
-        rows.append([f"mean of {row['keeps']}", NOTHING, *names, *_compared(row)])
+        rows.append([f"mean of {row['keeps']}", *_compared(row), *names, NOTHING])
     for row in details.to_dict("records"):
-        cells = [share(row["keep"])]
-        for name in ("best", "sipp", "magnitude"):
+        cells = []
+        for name in ("sipp", "magnitude", "best"):
             mean, spread, seeds = (row[f"{name}_{what}"] for what in ("accuracy_mean", "accuracy_sd", "seeds"))
             accuracy = mean_and_spread(mean, spread, seeds, scale=100)
             cells.append(NOTHING if row[name] is None else f"{row[name]}: {accuracy}")
         if row["best_at_chance"]:
-            cells[1] = "at chance"
-        rows.append([*cells, *_compared(row)])
+            cells[-1] = "at chance"
+        rows.append([share(row["keep"]), *_compared(row), *cells])
     sides = ["SiPP variant", "Magnitude variant"]
     return Table(
         f"SiPP against magnitude pruning, {target.label}: test accuracy (%) of the variants with the best mean "
@@ -157,9 +157,9 @@ def comparison_table(target: Target, headline: pd.DataFrame, details: pd.DataFra
         f"{tests_over(headline)}. The others are detail, corrected for {tests_over(details)}. "
         f"Ahead and behind: a corrected p of at most {LEVEL:g}. At chance: every network may be guessing (exact "
         f"binomial test, one-sided, {CHANCE_LEVEL:g}).",
-        ["Keep", "Chosen of all", *sides, "SiPP − magnitude", "95 % interval", "n", "p, Holm", "SiPP is"],
+        ["Keep", "SiPP is", "SiPP − magnitude", "95 % interval", "n", "p, Holm", *sides, "Chosen of all"],
         rows,
-        text=(0, 1, 2, 3, 8),
+        text=(0, 1, 6, 7, 8),
     )
 
 
@@ -173,7 +173,7 @@ def _compared(row: Mapping[Any, Any]) -> list[str]:
     if row["verdict"] is None:
         return [NOTHING] * 5
     p = number(row["p_adjusted"], "{:.2g}")
-    return [points(row["difference"]), interval(row), str(row["n"]), p, row["verdict"]]
+    return [row["verdict"], points(row["difference"]), interval(row), str(row["n"]), p]
 
 
 def points(difference: float) -> str:

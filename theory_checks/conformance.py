@@ -9,7 +9,8 @@
 
 `check_method(MyMethod)` runs them all and raises AssertionError with the name of the check that failed. Methods that
 sample say so by a class attribute `samples = True`: they must meet the budget in expectation over seeds, the others
-exactly. SiPP's own that draw are known.
+exactly. Those that reweight what they draw say so by a guarantee with `draws`, and are counted. SiPP's own that draw
+are known.
 """
 
 import copy
@@ -27,6 +28,7 @@ from sipp_bench.errors import ModelError, OptionError, PointsError
 from sipp_bench.methods.protocol import Fitted, Method, fit_method
 from sipp_bench.methods.sipp import SamplingMethod
 from sipp_bench.pruned import Pruned
+from theory_checks.drawn_networks import branches, draw_network
 
 Check = Callable[[], None]
 
@@ -82,6 +84,20 @@ def check_exact_keep(cls: type[Method], options: dict[str, Any]) -> None:
             spread = kept.std(ddof=1) / np.sqrt(_SEEDS)
             allowed = float(stats.t.isf(_LEVEL, _SEEDS - 1)) * spread
             assert off <= allowed, f"{kept.mean():.1f} kept on average at keep {keep}, {first.requested} asked for"
+
+
+def check_own_draws(cls: type[Method], options: dict[str, Any]) -> None:
+    """Draws that a guarantee speaks of: the counts behind pruned weights are whole and multinomial (C9, C13)."""
+    for size in ((40, 30, 12), (240, 160, 12)):
+        model, points = branches(np.random.default_rng(0), *size, dtype=torch.float32)
+        fitted = _fit(cls, options, model, points)
+        guarantee = fitted.prune(0.3, seed=0).guarantee
+        if guarantee is not None and guarantee.per_patch and not guarantee.deterministic:
+            own = draw_network(
+                partial(fitted.prune, 0.3), model, points, range(_SEEDS), keeps_some="C13" in guarantee.claims
+            )
+            wrong = own.broken() + [f"{what}: p = {p:.2g}" for what, p in own.p_values().items() if p <= _LEVEL]
+            assert not wrong, "; ".join(wrong)
 
 
 def check_keep_nothing_and_everything(cls: type[Method], options: dict[str, Any]) -> None:
@@ -233,6 +249,7 @@ CHECKS: tuple[Callable[[type[Method], dict[str, Any]], None], ...] = (
     check_refuses_unknown_options,
     check_model_untouched,
     check_exact_keep,
+    check_own_draws,
     check_keep_nothing_and_everything,
     check_same_seed_same_result,
     check_device_and_dtype,

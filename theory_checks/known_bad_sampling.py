@@ -13,6 +13,7 @@ import sipp_bench
 from sipp_bench import bounds
 from sipp_bench.metrics import block_errors
 from sipp_bench.pruned import Pruned
+from sipp_bench.seeds import derived_seed
 from theory_checks.subject import draw_block
 
 
@@ -111,6 +112,42 @@ def _kept_reweighted(model: nn.Module, points: Tensor, method: str, **options: A
     return _Changed(change)
 
 
+def _changed_weights(
+    change: Callable[[dict[str, Tensor], Callable[[int], Pruned], int], dict[str, Tensor]],
+) -> Callable[..., Any]:
+    """`fit` whose methods that draw have their weights changed: (weights, prune by seed, seed) -> weights."""
+
+    def fit(model: nn.Module, points: Tensor, method: str, **options: Any) -> Any:
+        fitted = sipp_bench.fit(model, points, method=method, **options)
+
+        def pruned(keep: float, seed: int) -> Pruned:
+            one = fitted.prune(keep, seed)
+            weights = change({name: _weight(one, name) for name in one.masks}, lambda s: fitted.prune(keep, s), seed)
+            return Pruned.from_selection(model, weights, one.layer_requests, one.requested, one.guarantee)
+
+        return _Changed(pruned) if method in ("sipp-rand", "sipp-hybrid", "sipp-mixture") else fitted
+
+    return fit
+
+
+def _later_too_small(weights: dict[str, Tensor], prune: Callable[[int], Pruned], seed: int) -> dict[str, Tensor]:
+    """All layers but the first times 0.98."""
+    return {name: weight if i == 0 else 0.98 * weight for i, (name, weight) in enumerate(weights.items())}
+
+
+def _larger_of_two(weights: dict[str, Tensor], prune: Callable[[int], Pruned], seed: int) -> dict[str, Tensor]:
+    other = prune(derived_seed(seed, "the other of two draws"))
+    return {
+        name: torch.where(_weight(other, name).abs() > weight.abs(), _weight(other, name), weight)
+        for name, weight in weights.items()
+    }
+
+
+def _drawn_alike(weights: dict[str, Tensor], prune: Callable[[int], Pruned], seed: int) -> dict[str, Tensor]:
+    """What one generator, copied for every layer, gives to two layers that are alike."""
+    return weights | ({"right.weight": weights["left.weight"]} if "right.weight" in weights else {})
+
+
 def _simultaneous_ignored(model: nn.Module, points: Tensor, method: str, **options: Any) -> Any:
     options.pop("simultaneous", None)
     fitted = sipp_bench.fit(model, points, method=method, **options)
@@ -130,6 +167,9 @@ def _weight(pruned: Pruned, name: str) -> Tensor:
 
 SAMPLING: Mapping[str, dict[str, Any]] = {
     "one draw repeated": {"draw": _one_draw_repeated},
+    "later layers drawn too small": {"fit": _changed_weights(_later_too_small)},
+    "larger of two draws": {"fit": _changed_weights(_larger_of_two)},
+    "layers drawn alike": {"fit": _changed_weights(_drawn_alike)},
     "range term left out": {"draw_epsilon": _range_term_left_out},
     "log term of one side": {"draw_epsilon": _one_sided_log_term(bounds.bernstein_epsilon)},
     "mixture's log term of one side": {"mixture_epsilon": _one_sided_log_term(bounds.mixture_epsilon)},

@@ -36,7 +36,8 @@ class NotApplicable(Exception):  # noqa: N818  # not an error: the reason why a 
 class Context:
     """One call of `verify`: what was given, and what several checks need, computed once.
 
-    draws: sets of draws over the whole network (claim C11); trials on single blocks are `effort.trials`.
+    draws: sets of draws over the whole network (claim C11); trials on single blocks are `effort.trials`. own_draws:
+    what the method's own draws gave, by keep ratio (`drawn_blocks`).
     """
 
     model: nn.Module
@@ -49,6 +50,7 @@ class Context:
     seed: int
     effort: Effort
     draws: int
+    own_draws: dict[float, object] = field(default_factory=dict)
     _pruned: dict[float, Pruned] = field(default_factory=dict)
 
     @cached_property

@@ -1,43 +1,28 @@
 """Claims C9, C10, C13 and C11 on a user's network: means and rates over independent draws.
 
-C9, C10 and C13 speak of one (block, x, p, tau) at a time. The hardest are found from the exact standard deviation of
-the error, before any draw; each is then tested by itself, on draw sets of its own: nothing is pooled.
+The method itself is drawn: the network is pruned with many seeds, each an independent draw set (`own_draws`). C10 and
+C13 speak of one (block, x, p, tau) at a time, at rates for which so few seeds say little. The hardest are found from
+the exact standard deviation of the error, before any draw; each is then tested by itself, on the method's seeds and on
+many more draw sets by the library's sampler, under the law that claim C9 tests the method for: nothing is pooled.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from sipp_bench.methods.sampling import BlockSampler, reweighted
-from sipp_bench.methods.sipp import Plan, SamplingMethod, SippObservation
+from sipp_bench.methods.sipp import SamplingMethod, split_delta
 from sipp_bench.seeds import derived_seed
 from theory_checks import oracle, statistics
 from theory_checks.capture import BATCH, layer_batches
 from theory_checks.claims.base import Finding, Verdict
+from theory_checks.drawn_blocks import drawn, sampled
 from theory_checks.network import Cell, NotApplicable, rounding_of
 
-# Instances that are tested; the level of the claim's decision is shared among them.
-HARDEST = 6
 BETA = 1e-3
-
-
-@dataclass(frozen=True)
-class Instance:
-    """One (block, x, p, tau): a row of a weight, the sign of its block, and the activations (a)_tau that it meets.
-
-    hardness: standard deviation of the relative error over epsilon.
-    """
-
-    name: str
-    row: int
-    column: int
-    a: Tensor
-    hardness: float
 
 
 def check_rates(cell: Cell) -> Finding:
@@ -51,100 +36,86 @@ def check_mixture(cell: Cell) -> Finding:
 
 
 def _check_draws(cell: Cell, claim: str) -> Finding:
-    method, plan, totals = _plan(cell)
-    if claim not in method.claims:
-        raise NotApplicable(f"{method.name} draws by claim {'C13' if claim == 'C10' else 'C10'}")
-    guarantee = cell.pruned.guarantee
-    assert guarantee is not None
-    delta = guarantee.delta
-    if guarantee.simultaneous:
-        delta = method.split_delta(_observation(cell))
-    drawn = {name: draws > 0 for name, draws in guarantee.draws.items()}
-    blocks = sum(int(mask.sum()) for mask in drawn.values())
-    if not blocks:
-        raise NotApplicable("no block is drawn at this keep ratio")
-    useful = {name: mask & (guarantee.epsilon[name] < 1) for name, mask in drawn.items()}
-    telling = sum(int(mask.sum()) for mask in useful.values())
-    # An error above T - 1 cannot happen, so that a bound above it cannot fail.
-    can_fail = {
-        name: mask & (guarantee.epsilon[name] < (totals[name] - 1).clamp(min=1)) for name, mask in drawn.items()
-    }
-    data: dict[str, Any] = {"keep": cell.keep, "drawn": blocks, "telling": telling, "delta": delta}
-    said = f"{telling} of {blocks} drawn blocks have epsilon < 1"
-    if not any(bool(mask.any()) for mask in can_fail.values()):
+    context, found = cell.context, drawn(cell)
+    if claim not in found.guarantee.claims:
+        raise NotApplicable(f"{context.method} draws by claim {'C13' if claim == 'C10' else 'C10'}")
+    delta = found.guarantee.delta
+    if found.guarantee.simultaneous:
+        delta = split_delta(delta, sum(int(layer.active.sum()) for layer in context.sensitivity.values()))
+    telling, can_fail = (sum(int(mask.sum()) for mask in each.values()) for each in (found.telling, found.can_fail))
+    data: dict[str, Any] = {"keep": cell.keep, "drawn": found.blocks, "telling": telling, "delta": delta}
+    said = f"{telling} of {found.blocks} drawn blocks have epsilon < 1"
+    if not can_fail:
         return Finding(claim, Verdict.CANNOT_FAIL, 0, 0, 0.0, f"{said}; none has epsilon < max(T - 1, 1).", data=data)
-    instances = _hardest(cell, plan, useful if telling else can_fail)
-    level = cell.context.effort.level / len(instances)
-    test = statistics.describe(cell.context.effort.trials, delta, 1.0, level)
-    rng = np.random.default_rng([cell.context.seed, 10])
-    counts = []
-    for instance in instances:
-        epsilon = guarantee.epsilon[instance.name][instance.row, instance.column]
-        w = cell.weights[instance.name][0]
-        limit = float(epsilon + rounding_of(epsilon, w[0].numel(), w.dtype))
-        counts.append(int(((_ratios(cell, plan, instance, test.trials, rng) - 1).abs() > limit).sum()))
-    worst = max(range(len(counts)), key=counts.__getitem__)
-    rejected = sum(test.rejects(count) for count in counts)
-    interval = statistics.clopper_pearson(counts[worst], test.trials)
+    # Each instance is decided twice: by the sampler's draw sets, and by the method's own.
+    level = context.effort.level / (2 * len(found.instances))
+    many, few = (statistics.describe(n, delta, 1.0, level) for n in (context.effort.trials, found.draws.seeds))
+    rng = np.random.default_rng([context.seed, 10])
+    rows: list[dict[str, Any]] = []
+    for instance, ratios in zip(found.instances, found.ratios, strict=True):
+        more = sampled(found.draws.laws[instance.name], instance, many.trials, rng)
+        count, own = (_exceeding(each, found.limit(instance)) for each in (more, ratios))
+        rows.append({
+            "layer": instance.name, "neuron": instance.row, "sign": "+-"[instance.column],
+            "hardness": instance.hardness, "count": count, "own": own,
+        })  # fmt: skip
+    rejected = sum(many.rejects(row["count"]) or few.rejects(row["own"]) for row in rows)
+    worst, own = (max(row[key] for row in rows) for key in ("count", "own"))
+    interval = statistics.clopper_pearson(worst, many.trials)
     verdict = Verdict.NOT_FALSIFIED if telling else Verdict.USELESS
     detail = (
-        f"{said}; {len(instances)} hardest (block, x, p, tau), {test.trials} draw sets each: at most {counts[worst]} "
-        f"exceed, rate {interval.low:.2g} to {interval.high:.2g} (95 %), delta {delta:g}; "
-        f"hardness {instances[0].hardness:.2g}."
+        f"{said}; {len(rows)} hardest (block, x, p, tau): of {many.trials} draw sets each by the library's sampler at "
+        f"most {worst} exceed, rate {interval.low:.2g} to {interval.high:.2g} (95 %), delta {delta:g}, and of "
+        f"{few.trials} by the method itself at most {own}; hardness {rows[0]['hardness']:.2g}."
     )
     if rejected:
         verdict, detail = Verdict.FALSIFIED, f"{rejected} instances exceed too often. {detail}"
-    data["instances"] = [
-        {"layer": i.name, "neuron": i.row, "sign": "+-"[i.column], "hardness": i.hardness, "count": count}
-        for i, count in zip(instances, counts, strict=True)
-    ]
-    detectable = statistics.smallest_detectable(test.trials, delta, level, BETA)
+    data |= {"seeds": few.trials, "instances": rows}
+    detectable = statistics.smallest_detectable(many.trials, delta, level, BETA)
     return Finding(
-        claim, verdict, test.trials, counts[worst], counts[worst] / max(test.critical - 1, 1), detail, interval,
-        cell.context.effort.level, BETA, detectable, data,
+        claim, verdict, many.trials, worst, max(worst / max(many.critical - 1, 1), own / max(few.critical - 1, 1)),
+        detail, interval, context.effort.level, BETA, detectable, data,
     )  # fmt: skip
 
 
+def _exceeding(ratios: Tensor, limit: float) -> int:
+    """Draw sets with |Zhat / Z - 1| above the limit; NaN is."""
+    return int((~((ratios - 1).abs() <= limit)).sum())
+
+
 def check_mean(cell: Cell) -> Finding:
-    """C9: E[Zhat] = Z. The average over n draw sets is one of n m draws, each within [0, T_R Z] and of variance at
-    most v Z^2, so that Bernstein's inequality bounds its distance from Z at the level of the decision."""
-    _, plan, totals = _plan(cell)
-    guarantee = cell.pruned.guarantee
-    assert guarantee is not None
-    drawn = {name: draws > 0 for name, draws in guarantee.draws.items()}
-    instances = _hardest(cell, plan, drawn)
-    if not instances:
-        raise NotApplicable("no block is drawn at this keep ratio")
-    context, trials = cell.context, cell.context.effort.trials
-    log_term = math.log(2 * len(instances) / context.effort.level)
-    rng = np.random.default_rng([context.seed, 9])
-    off, allowed = [], []
-    for instance in instances:
-        place = instance.row, instance.column
-        t, count = float(totals[instance.name][place]), trials * int(guarantee.draws[instance.name][place])
-        a, v = t * log_term / 3, t * t / 4 if t <= 2 else t - 1
-        # The pruned weights are rounded once each, by at most u of Zhat, and so are the probabilities that made them.
-        dtype = cell.weights[instance.name][0].dtype
-        room = float(rounding_of(torch.tensor(0.0).double(), len(instance.a), dtype))
-        allowed.append((a + math.sqrt(a * a + 2 * v * log_term * count)) / count + room)
-        off.append(abs(float(_ratios(cell, plan, instance, trials, rng).mean()) - 1))
-    ratios = [one / most for one, most in zip(off, allowed, strict=True)]
-    violations = sum(ratio > 1 for ratio in ratios)
+    """C9: the method's own draws, seed by seed. In every drawn block of every weight what_j = n_j / (m q_j) w_j with
+    whole n_j that add up to m; each n_j binomial over the seeds, so that E[Zhat] = Z for every x; as many distinct
+    weights as expected; blocks and weights independent of each other."""
+    found, level = drawn(cell), cell.context.effort.level
+    broken, p_values = found.draws.broken(), found.draws.p_values()
+    least = min(p_values.values(), default=1.0)
+    failed = broken + [f"{name}: p = {p:.2g}" for name, p in p_values.items() if p <= level / len(p_values)]
+    off = max((abs(float(ratios.mean()) - 1) for ratios in found.ratios), default=0.0)
+    seeds = found.draws.seeds
     detail = (
-        f"{len(instances)} hardest (block, x, p, tau), {trials} draw sets each: the mean of Zhat / Z is off by "
-        f"{max(off):.2g} at most; {min(allowed):.2g} to {max(allowed):.2g} would falsify."
+        f"The method itself drawn with {seeds} seeds, {found.blocks} blocks of {len(found.draws.laws)} weights: whole "
+        f"counts that add up to m, in {len(p_values)} tests as the multinomial law has them (smallest p-value "
+        f"{least:.2g}); at the {len(found.instances)} hardest (block, x, p, tau) the mean of Zhat / Z is off by "
+        f"{off:.2g} at most."
     )
-    verdict = Verdict.FALSIFIED if violations else Verdict.NOT_FALSIFIED
-    data = {"keep": cell.keep, "off": off, "allowed": allowed}
-    level = context.effort.level
-    return Finding("C9", verdict, trials, violations, max(ratios), detail, alpha=level, data=data)
+    verdict = Verdict.NOT_FALSIFIED
+    if failed:
+        verdict, detail = Verdict.FALSIFIED, f"{'; '.join(failed)}. {detail}"
+    worst = math.inf if broken else level / max(len(p_values), 1) / max(least, 1e-300)
+    data = {"keep": cell.keep, "seeds": seeds, "drawn": found.blocks, "off": off, "p_values": p_values}
+    return Finding("C9", verdict, seeds, len(failed), worst, detail, alpha=level, data=data)
 
 
 def check_together(cell: Cell) -> Finding:
     """C11: with delta split over all active (block, x, p, tau), no drawn block exceeds anywhere on S, with
     probability at least 1 - delta; a trial is one set of draws for the whole network."""
     context = cell.context
-    method, _, _ = _plan(cell)
+    method = context.fitted.method
+    if not isinstance(method, SamplingMethod):
+        raise NotApplicable(f"{context.method} has no option to split delta")
+    if method.patch_reduction != "max":
+        raise NotApplicable("sensitivities averaged over patches speak of averages, not of each patch")
     fitted = replace(context.fitted, method=replace(method, simultaneous=True))
     first = fitted.prune(cell.keep, context.seed).guarantee
     assert first is not None
@@ -177,109 +148,6 @@ def check_together(cell: Cell) -> Finding:
         "C11", verdict, test.trials, count, count / max(test.critical - 1, 1), detail, interval, context.effort.level,
         BETA, statistics.smallest_detectable(test.trials, context.delta, context.effort.level, BETA), data,
     )  # fmt: skip
-
-
-def _observation(cell: Cell) -> SippObservation:
-    observation = cell.context.fitted.observation
-    assert isinstance(observation, SippObservation)
-    return observation
-
-
-def _plan(cell: Cell) -> tuple[SamplingMethod, Plan, dict[str, Tensor]]:
-    """The method, its plan and the blocks' T_R, what it draws from."""
-    fitted = cell.context.fitted
-    method = fitted.method
-    if not isinstance(method, SamplingMethod):
-        raise NotApplicable(f"{method.name} draws nothing")
-    if method.patch_reduction != "max":
-        raise NotApplicable("sensitivities averaged over patches speak of averages, not of each patch")
-    observation = _observation(cell)
-    weights = {name: old for name, (old, _) in cell.weights.items()}
-    plan = method.plan(observation, weights, cell.pruned.requested)
-    totals = {name: _sampler(cell, plan, name).totals for name in weights}
-    return method, plan, totals
-
-
-def _sampler(cell: Cell, plan: Plan, name: str, rows: Tensor | None = None) -> BlockSampler:
-    s, positive = _observation(cell).rows(name)
-    rest = ~plan.kept[name]
-    if rows is not None:
-        s, positive, rest = s[rows], positive[rows], rest[rows]
-    return BlockSampler(s, positive, rest)
-
-
-def _hardest(cell: Cell, plan: Plan, eligible: dict[str, Tensor]) -> list[Instance]:
-    """The instances with the largest standard deviation over epsilon, at most one a block (claims C9 and C13):
-
-    Var(Zhat) / Z^2 = (T_R sum over R of g^2 / s - rho^2) / r, rho = sum over R of g, r draws.
-    """
-    guarantee = cell.pruned.guarantee
-    assert guarantee is not None
-    found: list[Instance] = []
-    for name, layer, x in layer_batches(cell.context.model, cell.context.points.points(BATCH)):
-        if name not in eligible or not bool(eligible[name].any()):
-            continue
-        sampler = _sampler(cell, plan, name)
-        s = _observation(cell).rows(name)[0].double()
-        w = layer.weight.detach().double().flatten(1)
-        rest = torch.where(sampler.q > 0, w, 0.0)
-        square = torch.where(sampler.q > 0, rest * rest / s, 0.0) * w.sign()
-        z, z_rest, moment = (
-            oracle.quadrant_sums(layer, value, weight.reshape(layer.weight.shape))
-            for value, weight in ((x, w), (x, rest), (x * x.abs(), square))
-        )
-        for column in (0, 1):
-            draws, total = guarantee.draws[name][:, column, None], sampler.totals[:, column, None]
-            variance = (total * moment[..., column, :] - z_rest[..., column, :] ** 2).clamp(min=0) / draws.clamp(min=1)
-            spread = variance.sqrt() / z[..., column, :] / guarantee.epsilon[name][:, column, None]
-            usable = (z[..., column, :] > 0) & eligible[name][:, column, None]
-            hardness = torch.where(usable, spread, -1.0)
-            found += _best(name, layer, x, hardness, column)
-        found = _one_per_block(found)
-    return found
-
-
-def _best(name: str, layer: oracle.LinearMap, x: Tensor, hardness: Tensor, column: int) -> list[Instance]:
-    """The hardest instances of one chunk. hardness: (N, P, M, tau), -1 where there is none."""
-    _, p, m, _ = hardness.shape
-    by_row = hardness.movedim(2, 0).flatten(1)  # (M, N * P * tau)
-    values, places = by_row.max(1)
-    instances = []
-    for row in values.topk(min(HARDEST, m)).indices.tolist():
-        if values[row] > 0:
-            place = int(places[row])
-            point, patch, tau = place // (2 * p), place // 2 % p, place % 2
-            group = row // (m // getattr(layer, "groups", 1))
-            a = oracle.patches(layer, x[point : point + 1])[group, 0, patch]
-            a = (a if tau == 0 else -a).clamp(min=0)
-            instances.append(Instance(name, row, column, a, float(values[row])))
-    return instances
-
-
-def _one_per_block(found: list[Instance]) -> list[Instance]:
-    best: dict[tuple[str, int, int], Instance] = {}
-    for instance in sorted(found, key=lambda each: -each.hardness):
-        best.setdefault((instance.name, instance.row, instance.column), instance)
-    return list(best.values())[:HARDEST]
-
-
-def _ratios(cell: Cell, plan: Plan, instance: Instance, trials: int, rng: np.random.Generator) -> Tensor:
-    """Zhat / Z of one instance in `trials` independent draw sets: (trials,) float64."""
-    guarantee = cell.pruned.guarantee
-    assert guarantee is not None
-    w = cell.weights[instance.name][0].flatten(1)[instance.row]
-    draws = torch.zeros(2, dtype=torch.int64, device=w.device)
-    draws[instance.column] = guarantee.draws[instance.name][instance.row, instance.column]
-    kept = torch.where(plan.kept[instance.name][instance.row], w, 0)
-    sign = 1 - 2 * instance.column
-    z = (w.double() * sign).clamp(min=0) @ instance.a
-    found = []
-    for part in torch.arange(trials).split(500):
-        rows = torch.full((len(part),), instance.row, device=w.device)
-        sampler = _sampler(cell, plan, instance.name, rows)
-        pruned = kept + reweighted(sampler, w.expand(len(part), -1), draws.expand(len(part), 2), rng)
-        found.append(((pruned.double() * sign).clamp(min=0) @ instance.a) / z)
-    return torch.cat(found)
 
 
 def _any_exceeds(

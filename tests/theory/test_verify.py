@@ -20,7 +20,7 @@ from sipp_bench.errors import ModelError, OptionError, PointsError
 from sipp_bench.methods.sampling import BlockSampler, reweighted
 from sipp_bench.methods.sipp_hybrid import SippHybrid
 from sipp_bench.metrics import median
-from theory_checks import Report, fresh_look, network, network_draws, verify
+from theory_checks import Report, drawn_blocks, fresh_look, network, verify
 from theory_checks.claims.base import QUICK, Verdict
 from theory_checks.held import Held
 from theory_checks.network import Cell, Context
@@ -152,10 +152,6 @@ state: dict[str, int] = {}
 original_plan = SippHybrid.plan
 
 
-def never_reweighted(sampler: BlockSampler, weight: Tensor, draws: Tensor, rng: np.random.Generator) -> Tensor:
-    return torch.where(sampler.draw(draws, rng) > 0, weight, 0)
-
-
 def test_planted_halved_sensitivities(monkeypatch: pytest.MonkeyPatch) -> None:
     for place in ("sipp_bench.methods.sipp", "theory_checks.network", "theory_checks.network_identities"):
         monkeypatch.setattr(f"{place}.measure_sensitivity", halved_sensitivity)
@@ -183,21 +179,14 @@ def test_planted_too_large_sensitivities(monkeypatch: pytest.MonkeyPatch) -> Non
     assert verdicts(run(method="sipp-det", keep=0.9))["C8"] is Verdict.FALSIFIED
 
 
-def test_planted_draws_without_reweighting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("theory_checks.network_draws.reweighted", never_reweighted)
-    monkeypatch.setattr("sipp_bench.methods.sipp.reweighted", never_reweighted)
-    wide = {"points": points(40, 1, 400), "fresh_points": points(40, 2, 400)}
-    for method in ("sipp-rand", "sipp-mixture"):
-        assert verdicts(run(mlp(400), method=method, keep=0.3, claims=["C9"], **wide))["C9"] is Verdict.FALSIFIED
-
-
-def test_planted_draws_that_are_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One for 64 that the bound is for: too far off too often."""
+@pytest.mark.parametrize("place", ["theory_checks.drawn_blocks", "sipp_bench.methods.sipp"])
+def test_planted_draws_that_are_too_few(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for 64 that the bound is for, by the sampler or by the method itself: too far off too often."""
 
     def fewer(sampler: BlockSampler, weight: Tensor, draws: Tensor, rng: np.random.Generator) -> Tensor:
         return reweighted(sampler, weight, torch.where(draws > 0, (draws // 64).clamp(min=1), 0), rng)
 
-    monkeypatch.setattr("theory_checks.network_draws.reweighted", fewer)
+    monkeypatch.setattr(f"{place}.reweighted", fewer)
     wide = {"points": points(40, 1, 400), "fresh_points": points(40, 2, 400)}
     found = verdicts(run(mlp(400), method="sipp-rand", keep=0.5, claims=["C10"], **wide))
     assert found["C10"] is Verdict.FALSIFIED
@@ -390,24 +379,13 @@ def test_fresh_points_that_are_in_s_as_well_are_told() -> None:
 
 def test_hardest_instances_are_those_of_largest_variance() -> None:
     """The exact standard deviation, against draws."""
-    context = Context(
-        mlp(), Held.of(points(10, 1, 60)), Held.of(points(9, 2, 60)), "sipp-rand", {}, 0.05, 0.05, 0, EFFORT, 5
-    )
-    cell = context.cell(0.5)
-    _, plan, _ = network_draws._plan(cell)
-    drawn = {name: draws > 0 for name, draws in cell.pruned.guarantee.draws.items()}
-    worst = network_draws._hardest(cell, plan, drawn)[0]
-    rows = torch.full((20_000,), worst.row)
-    sampler = network_draws._sampler(cell, plan, worst.name, rows)
-    draws = torch.zeros(20_000, 2, dtype=torch.int64)
-    draws[:, worst.column] = cell.pruned.guarantee.draws[worst.name][worst.row, worst.column]
-    w = cell.weights[worst.name][0][worst.row]
-    pruned = network_draws.reweighted(sampler, w.expand(20_000, -1), draws, np.random.default_rng(0))
-    sign = 1 - 2 * worst.column
-    zhat, z = ((x.double() * sign).clamp(min=0) @ worst.a for x in (pruned, w))
-    epsilon = cell.pruned.guarantee.epsilon[worst.name][worst.row, worst.column]
-    assert float((zhat / z).std() / epsilon) == pytest.approx(worst.hardness, rel=0.03)
-    assert float((zhat / z).mean()) == pytest.approx(1, abs=0.02)
+    context = Context(mlp(), *both(10), "sipp-rand", {}, 0.05, 0.05, 0, EFFORT, 5)
+    found = drawn_blocks.drawn(context.cell(0.5))
+    worst = found.instances[0]
+    ratios = drawn_blocks.sampled(found.draws.laws[worst.name], worst, 20_000, np.random.default_rng(0))
+    epsilon = found.guarantee.epsilon[worst.name][worst.row, worst.column]
+    assert float(ratios.std() / epsilon) == pytest.approx(worst.hardness, rel=0.03)
+    assert float(ratios.mean()) == pytest.approx(1, abs=0.02)
 
 
 def test_one_look_counts_each_weight() -> None:

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from scipy import stats
 
-from theory_checks import hard_cases, rounding, statistics
+from sipp_bench.seeds import derived_seed
+from theory_checks import drawn_networks, hard_cases, rounding, statistics
 from theory_checks.claims import drawn
 from theory_checks.claims.base import Effort, Kind
 from theory_checks.claims.decided import DecidedClaim, Decision, Outcome
@@ -32,7 +33,9 @@ class MeanVariance(DecidedClaim):
     Trials: draw sets. The counts n_j = what_j m q_j / w_j must be whole and add up to m on every draw; on small
     blocks the whole outcome has the multinomial law, tested over all outcomes, and mean, variance and covariance
     are sums over them; on large blocks the draws of all sets together are one multinomial sample, and one half's share
-    of each set is binomial. q is the oracle's: other probabilities, unbiased or not, don't give whole counts.
+    of each set is binomial. The method itself is drawn as a whole, on a layer and on a network with several: each seed
+    is one draw set, whose counts are read off the pruned weights of every block. q is the oracle's: other
+    probabilities, unbiased or not, don't give whole counts.
     The bound (T - 1)/m is attained where g is 0 or s, so that no smaller factor is accepted.
     """
 
@@ -51,6 +54,9 @@ class MeanVariance(DecidedClaim):
         "dense if not smaller, after the draw",
         "one draw short",
         "one draw repeated",
+        "later layers drawn too small",
+        "larger of two draws",
+        "layers drawn alike",
         "magnitudes for sensitivities",
         "mean over points",
         "first half of S only",
@@ -62,8 +68,9 @@ class MeanVariance(DecidedClaim):
         "padding ignored",
         "bound halved",
     )
-    # Decisions: whole counts; outcomes of the small blocks; large blocks; a half's share; blocks of the whole method.
-    tests: ClassVar[int] = 1 + 3 + LARGE + 1 + METHOD_BLOCKS
+    # Decisions: whole counts; outcomes of the small blocks; large blocks; a half's share; blocks of the whole method on
+    # a layer; all of its blocks on a network.
+    tests: ClassVar[int] = 1 + 3 + LARGE + 1 + METHOD_BLOCKS + 1
 
     def observe(self, subject: Subject, effort: Effort, level: float, seed: int) -> Outcome:
         rng = np.random.default_rng([seed, 9])
@@ -93,6 +100,8 @@ class MeanVariance(DecidedClaim):
         p_values["a half's share of each set"] = _half_shares(subject, effort, rng)
         method_sets, method_bad, method_p, method_violations = _method(subject, effort, seed, rng)
         p_values |= method_p
+        p_values["sipp-rand, a network"], network_violations = _network(subject, effort, seed, rng)
+        violations += network_violations
         main = Decision("draw sets without whole counts", bad + method_bad, sets + method_sets, 0.0, level, False)
         detail = "Mean, variance and covariance agree with the closed forms in every enumerated case."
         return Outcome([main], p_values, violations + method_violations, detail)
@@ -198,6 +207,15 @@ def _method(
         violations.append(f"sipp-rand drew from {len(p_values)} blocks only")
         p_values |= {f"sipp-rand, not drawn {i}": 1.0 for i in range(METHOD_BLOCKS - len(p_values))}
     return sets, bad, p_values, violations
+
+
+def _network(subject: Subject, effort: Effort, seed: int, rng: np.random.Generator) -> tuple[float, list[str]]:
+    """`sipp-rand` on a network of several layers, two of them alike."""
+    model, points = drawn_networks.branches(rng)
+    fitted = subject.fit(model, points, method="sipp-rand")
+    seeds = [derived_seed(seed, f"network, set of draws {i}") for i in range(max(effort.trials // 40, 20))]
+    own = drawn_networks.draw_network(lambda s: fitted.prune(0.3, s), model, points, seeds, keeps_some=False)
+    return own.p_value(), [f"sipp-rand, a network: {what}" for what in drawn_networks.wrong(own)]
 
 
 CLAIM = MeanVariance()

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from theory_checks import hard_cases, rounding, statistics
+from sipp_bench.seeds import derived_seed
+from theory_checks import drawn_networks, hard_cases, rounding, statistics
 from theory_checks.claims import drawn
 from theory_checks.claims.base import Effort, Kind
 from theory_checks.claims.decided import Decision, Outcome, trials_for
@@ -56,8 +57,11 @@ class Mixture(drawn.DrawnClaim):
         "mixture's variance halved",
         "mixture's log term of one side",
         "mixture reweights what it keeps",
+        "later layers drawn too small",
+        "larger of two draws",
+        "layers drawn alike",
     )
-    tests: ClassVar[int] = len(SIMULATED) + SUSPECTS + 2
+    tests: ClassVar[int] = len(SIMULATED) + SUSPECTS + 2 + 1
 
     def observe(self, subject: Subject, effort: Effort, level: float, seed: int) -> Outcome:
         rng = np.random.default_rng([seed, 13])
@@ -77,6 +81,8 @@ class Mixture(drawn.DrawnClaim):
             p, found = _rest_law(subject, members, effort, rng)
             p_values[f"outcomes of the rest, {members[1]} of {members[0]} active, rho = {members[2]:g}"] = p
             violations += found
+        p_values["sipp-mixture, a network"], found = _network(subject, effort, seed, rng)
+        violations += found
         suspects, rows, found = _method(subject, effort, level, seed, rng)
         data = {"exact": [drawn.describe(i) for i in exact], "cases": cases + rows}
         detail = f"Largest exact failure probability: {max(i.ratio for i in exact):.3g} of delta."
@@ -188,6 +194,15 @@ def _method(
         elif not bool((error <= claimed + rounding.gamma(4 * len(kept) + 16)).all()):
             violations.append(f"sipp-mixture, {block.name}: dropped, error {error.max():.4g} above {claimed:.4g}")
     return drawn.confirm(errors, seeds // 3, DELTA, level, SUSPECTS), cases, violations
+
+
+def _network(subject: Subject, effort: Effort, seed: int, rng: np.random.Generator) -> tuple[float, list[str]]:
+    """`sipp-mixture` on a network of several layers, two of them alike: what it draws from each is multinomial."""
+    model, points = drawn_networks.branches(rng, 120, 120, 12)
+    fitted = subject.fit(model, points, method="sipp-mixture", delta=DELTA)
+    seeds = [derived_seed(seed, f"network, set of draws {i}") for i in range(max(effort.trials // 40, 20))]
+    own = drawn_networks.draw_network(lambda s: fitted.prune(KEEP, s), model, points, seeds, keeps_some=True)
+    return own.p_value(), [f"sipp-mixture, a network: {what}" for what in drawn_networks.wrong(own)]
 
 
 def _plan(block: Block, kept: Mask, factors: Array, draws: int, epsilon: float) -> Iterator[str]:

@@ -7,26 +7,16 @@ gives the same sensitivities to the last bit.
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from sipp_bench.errors import PointsError, require_counts
-from sipp_bench.points import (
-    Inputs,
-    Points,
-    batch_length,
-    check_finite,
-    digest,
-    from_numpy,
-    iterate_batches,
-    raw_batches,
-    separate,
-)
+from sipp_bench.point_sets import Inputs, Points, PointSet, Reader, as_point_set, batch_length, plain, tensors_of
+from sipp_bench.points import check_finite, digest, iterate_batches, raw_batches
 from sipp_bench.ranks import Ranks
 
 _CHANGED = (
@@ -50,7 +40,8 @@ class Batches:
     by a digest of each batch that was read (`seen`).
     """
 
-    points: Points
+    given: PointSet
+    model: nn.Module
     batch_size: int
     device: torch.device
     ranks: Ranks = field(default_factory=Ranks)
@@ -58,20 +49,42 @@ class Batches:
     checked: bool = False
     seen: list[str] = field(default_factory=list)
 
+    @property
+    def points(self) -> "Tensor | Dataset[Any] | DataLoader[Any]":
+        """The points themselves, each time the same object."""
+        points = self.given.points
+        assert isinstance(points, Tensor | Dataset | DataLoader)
+        return points
+
+    def counted(self, inputs: Inputs) -> Tensor | None:
+        """Which positions of a batch count, see `PointSet`."""
+        return self.given.counted(inputs)
+
     @classmethod
-    def repeatable(cls, points: Points, batch_size: int, device: torch.device, ranks: Ranks) -> "Batches":
+    def once(cls, points: Points, model: nn.Module, batch_size: int, device: torch.device) -> "Batches":
+        """For one pass, by points that may be readable only once."""
+        given = as_point_set(points)
+        return cls(replace(given, points=plain(points)), model, batch_size, device)
+
+    @classmethod
+    def repeatable(
+        cls, points: Points, model: nn.Module, batch_size: int, device: torch.device, ranks: Ranks
+    ) -> "Batches":
         """For several passes or ranks; a DataLoader's sampler is read to its end here, and not again."""
         require_counts(batch_size=batch_size)
         order = None
-        if isinstance(points, np.ndarray):
-            points = from_numpy(points)
+        given, points = as_point_set(points), plain(points)
         if isinstance(points, Dataset):
             points = DataLoader(points, batch_size=batch_size, shuffle=False, generator=torch.Generator())
         # A subclass may do anything in its own __iter__; without batches of its own a loader's items may have any size.
         stream = isinstance(points, DataLoader) and isinstance(points.dataset, IterableDataset)
         if type(points) is DataLoader and points.batch_sampler is not None and not stream:
             order = [list(batch) for batch in points.batch_sampler]
-        return cls(points, batch_size, device, ranks, order, checked=True)
+        return cls(replace(given, points=points), model, batch_size, device, ranks, order, checked=True)
+
+    @property
+    def _reader(self) -> Reader:
+        return Reader.of(self.given, self.model)
 
     def __iter__(self) -> Iterator[Inputs]:
         """This rank's batches, on the device; maybe none, if there are other ranks.
@@ -79,12 +92,12 @@ class Batches:
         Raises what `iterate_batches` does, and PointsError from the second time on, if they are not the first time's.
         """
         if not self.checked:
-            yield from (inputs for inputs, _ in iterate_batches(self.points, self.batch_size, self.device))
+            yield from (inputs for inputs, _ in iterate_batches(self.given, self.batch_size, self.device, self.model))
             return
         known, read = tuple(self.seen), 0
         for number, start, batch in self._numbered():
-            inputs, _ = separate(batch, self.device)
-            found = digest(*_tensors(inputs))
+            inputs, _ = self._reader.separate(batch, self.device)
+            found = digest(*tensors_of(inputs))
             if not known:
                 self.seen.append(found)
             elif read >= len(known) or known[read] != found:
@@ -109,7 +122,7 @@ class Batches:
         for number, batch in enumerate(raw_batches(self.points, self.batch_size)):
             if not isinstance(self.points, Tensor) or number % self.ranks.size == self.ranks.rank:
                 yield number, start, batch
-            start += batch_length(separate(batch, torch.device("cpu"))[0])
+            start += batch_length(self._reader.separate(batch, torch.device("cpu"))[0])
 
     def _loader(self, order: Sequence[list[Any]], workers: int | None = None) -> DataLoader[Any]:
         """The same DataLoader with these indices in its batches."""
@@ -140,7 +153,7 @@ class Batches:
         indices = sorted(index for batch in self.order for index in batch)
         ends = self._loader([[indices[0]], [indices[-1]]] if indices else [], workers=0)
         return {
-            "points": [digest(*_tensors(separate(batch, torch.device("cpu"))[0])) for batch in ends],
+            "points": [digest(*tensors_of(self._reader.separate(batch, torch.device("cpu"))[0])) for batch in ends],
             "indices": _hashed(indices),
             "lengths": _hashed([len(batch) for batch in self.order]),
             "order": _hashed(self.order),
@@ -167,10 +180,6 @@ class Batches:
         if self.order is not None and any(other["order"] != told[0]["order"] for other in told):
             indices = iter(sorted(index for batch in self.order for index in batch))
             self.order = [list(itertools.islice(indices, len(batch))) for batch in self.order]
-
-
-def _tensors(inputs: Inputs) -> list[Tensor]:
-    return [inputs] if isinstance(inputs, Tensor) else list(inputs.values())
 
 
 def _hashed(value: Any) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from sipp_bench.errors import ModelError, OptionError
 from sipp_bench.patches import patch_chunks
-from sipp_bench.points import Points, batch_length, call_model, iterate_batches, model_device
+from sipp_bench.point_sets import Points, as_point_set, batch_length
+from sipp_bench.points import call_model, iterate_batches, model_device
 from sipp_bench.quadrants import activation_signs, block_magnitudes, full_precision, quadrant_sums
 from sipp_bench.sensitivity import Sensitivity
 from sipp_bench.tracing import Call, tracing
@@ -65,14 +66,17 @@ def _downstream(model: nn.Module, points: Points, sensitivity: Sensitivity, batc
         return output.clone()
 
     num_points = 0
-    for inputs, _ in iterate_batches(points, batch_size, model_device(model)):
+    for inputs, _ in iterate_batches(points, batch_size, model_device(model), model):
         calls.clear()
         num_points += batch_length(inputs)
         with torch.enable_grad():
-            with tracing(model, observe):
+            with tracing(model, observe) as trace:
+                trace.counted = as_point_set(points).counted(inputs)
                 logits = call_model(model, inputs)
             squares = _squared_gradients(_one_tensor(logits, model), [output for _, output in calls])
         for (call, _), square in zip(calls, squares, strict=True):
+            if call.counted is not None:
+                square = square * call.counted[(...,) + (None,) * (square.ndim - 2)]
             sums[call.name][call.rows] += _weighted_squares(call, square)
     return {name: (total / num_points).sqrt() for name, total in sums.items()}
 

@@ -7,7 +7,7 @@ from sipp_bench.checks import check_cell
 from sipp_bench.errors import ModelError
 from sipp_bench.guarantee import Guarantee
 from sipp_bench.parts import block_sums
-from sipp_bench.points import Points
+from sipp_bench.point_sets import Points, count_points
 from sipp_bench.pruned import Pruned
 from sipp_bench.sensitivity import measure_sensitivity
 
@@ -47,8 +47,8 @@ def _no_guarantee(pruned: Pruned, points: Points) -> str | None:
         return "this method gives no guarantee. Give the network, pruned.model, to hold it to claim C2."
     if guarantee.void:
         return f"the guarantee is void, {guarantee.void}."
-    given = len(getattr(points, "dataset", points))  # type: ignore[arg-type]  # a loader's is in its data set
-    if given != guarantee.num_points:
+    given = count_points(points)
+    if given is not None and given != guarantee.num_points:
         return f"the bounds speak of the {guarantee.num_points} points that the method looked at; {given} were given."
     return None
 

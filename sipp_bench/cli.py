@@ -153,8 +153,9 @@ def prune(
     points: Annotated[
         Path,
         typer.Option(
-            help="What the method looks at: a .npy, .npz or .safetensors array (N, ...) of floats, or a "
-            "folder of images, which are scaled, centre-cropped, divided by 255, normalised as for ImageNet."
+            help="What the method looks at: arrays (N, ...) in a .npy, .npz, .safetensors or .pt file (several go to "
+            "the network by their names), or a folder of images, which are scaled, centre-cropped, divided by 255, "
+            "normalised as for ImageNet."
         ),
     ],
     keep: Annotated[float, typer.Option(help="The fraction of weights to keep, from 0 to 1.")],
@@ -249,12 +250,14 @@ def _report(runs: list[Path], output: Path, theory: Path | None = None, images: 
     typer.echo(f"Report: {build_report(runs, output, theory=theory, images=images)}")
 
 
-def load_model(name: str, points: "Tensor", checkpoint: Path | None, pretrained: bool = False) -> "nn.Module":
+def load_model(
+    name: str, points: "Tensor | dict[str, Tensor]", checkpoint: Path | None, pretrained: bool = False
+) -> "nn.Module":
     """The network that --model names, with the weights of --checkpoint; points: of the shape that it will get."""
     from sipp_bench.zoo import models, training
 
     if models.is_known(name):
-        shape = tuple(points.shape[1:])
+        shape = () if isinstance(points, dict) else tuple(points.shape[1:])
         network = models.build(
             name, input_shape=shape if len(shape) == 3 else None, weights="pretrained" if pretrained else None
         )

@@ -44,8 +44,8 @@ def _verify(
     points: Annotated[
         Path,
         typer.Option(
-            help="What the method looks at: a .npy, .npz or .safetensors array (N, ...) of floats, or a folder of "
-            "images, which are scaled, centre-cropped, divided by 255, normalised as for ImageNet."
+            help="What the method looks at: an array (N, ...) in a .npy, .npz, .safetensors or .pt file, or a folder "
+            "of images, which are scaled, centre-cropped, divided by 255, normalised as for ImageNet."
         ),
     ],
     fresh: Annotated[

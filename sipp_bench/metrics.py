@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from sipp_bench.errors import ModelError, PointsError, require_counts
 from sipp_bench.measures.predictions import check
 from sipp_bench.patches import patch_chunks
-from sipp_bench.points import Points, call_model, iterate_batches, model_device
+from sipp_bench.point_sets import Points, as_point_set
+from sipp_bench.points import call_model, iterate_batches, model_device
 from sipp_bench.quadrants import activation_signs, block_magnitudes, full_precision, quadrant_sums
 from sipp_bench.tracing import Call, tracing
 
@@ -103,10 +104,11 @@ def block_errors(
 
     def observe(call: Call, output: Tensor) -> None:
         if call.name in accumulators:
-            accumulators[call.name].add(call)
+            accumulators[call.name].add(call.only_counted())
 
-    with torch.no_grad(), tracing(model, observe):
-        for inputs, _ in iterate_batches(points, batch_size, model_device(model)):
+    with torch.no_grad(), tracing(model, observe) as trace:
+        for inputs, _ in iterate_batches(points, batch_size, model_device(model), model):
+            trace.counted = as_point_set(points).counted(inputs)
             call_model(model, inputs)
     return {name: errors.result() for name, errors in accumulators.items()}
 

@@ -145,7 +145,7 @@ def _run(model: nn.Module, batches: Batches, one: Pass, found: Found, derive_out
                 "derive_outputs needs the sums of all layers in one pass, for which there is not enough memory: leave "
                 "it out, or allow more (memory=, in bytes)."
             )
-        return None if accumulator is None else accumulator.add(call, derive)
+        return None if accumulator is None else accumulator.add(call.only_counted(), derive)
 
     def observe(call: Call, output: Tensor) -> None:
         if not (asked and asked[-1] is call):
@@ -159,6 +159,7 @@ def _run(model: nn.Module, batches: Batches, one: Pass, found: Found, derive_out
     number = f" (pass {found.passes})" if found.passes > 1 else ""
     with torch.no_grad(), tracing(model, observe, derive if derive_outputs else None) as trace:
         for inputs in tqdm(batches, desc=f"sensitivity{number}", unit="batch", disable=not progress):
+            trace.counted = batches.counted(inputs)
             call_model(model, inputs)
             num_points += batch_length(inputs)
     found.trace.applied |= trace.applied

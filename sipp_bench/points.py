@@ -2,33 +2,56 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
 from sipp_bench.errors import OptionError, PointsError, SippBenchError, require_counts
+from sipp_bench.point_sets import (
+    Inputs,
+    Points,
+    PointSet,
+    Reader,
+    batch_length,
+    from_numpy,
+    map_inputs,
+    named_entries,
+    plain,
+    tensors_of,
+)
 
-Points: TypeAlias = "Tensor | np.ndarray[Any, Any] | Dataset[Any] | DataLoader[Any]"
-Inputs: TypeAlias = "Tensor | Mapping[str, Tensor]"
+__all__ = [
+    "Inputs", "PointSet", "Points", "all_finite", "batch_length", "call_model", "changes_when_repeated",
+    "check_finite", "digest", "from_numpy", "gather", "iterate_batches", "model_device", "raw_batches", "shuffles",
+    "usable_device",
+]  # fmt: skip
 
 NO_POINTS = "There are no points: give at least one, as a tensor (N, ...), a Dataset or a DataLoader."
 
 
-def iterate_batches(points: Points, batch_size: int, device: torch.device) -> Iterator[tuple[Inputs, Tensor | None]]:
+def iterate_batches(
+    points: Points, batch_size: int, device: torch.device, model: nn.Module | None = None
+) -> Iterator[tuple[Inputs, Tensor | None]]:
     """Yield (inputs, labels) batches on `device`; labels are None where the points carry none.
 
-    points: Tensor or array (N, ...); a Dataset whose items are inputs, (inputs, label, ...) or dicts; or a DataLoader,
-    whose own batch size is kept. A dict goes to the network as keyword arguments, without "label" and "labels".
-    Raises PointsError for no points at all, or points with NaN or infinity; OptionError for a batch size below 1.
+    points: Tensor or array (N, ...); a tuple of tensors (N, ...), or a dict of them (a tokenizer's output); a Dataset
+    whose items are inputs, tuples or dicts; a DataLoader, whose own batch size is kept; or a `PointSet` of these. A
+    tuple goes to the network as positional arguments, a dict as keyword arguments; of a tuple (dict, ...) or
+    (tuple, ...) the first entry is the inputs and the second the label. What is a label, see `PointSet`. Text in a dict
+    is left out. model: the network that they are for, by which it is known whether a tuple's second entry can be an
+    input.
+    Raises PointsError for no points at all, for points with NaN or infinity, and for tuples that may end in an input or
+    in a label; OptionError for a batch size below 1.
     """
     require_counts(batch_size=batch_size)
+    reader = Reader.of(points, model)
     count = 0
     for batch in raw_batches(points, batch_size):
-        inputs, labels = separate(batch, device)
+        inputs, labels = reader.separate(batch, device)
         size = batch_length(inputs)
         check_finite(inputs, count)
         count += size
@@ -38,22 +61,28 @@ def iterate_batches(points: Points, batch_size: int, device: torch.device) -> It
         raise PointsError(NO_POINTS)
 
 
-def batch_length(inputs: Inputs) -> int:
-    """Number of points in one batch."""
-    first = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
-    if first.ndim == 0:
-        raise PointsError("The points are a single number: give a tensor (N, ...) with one point in each row.")
-    return first.shape[0]
+def gather(points: Points, model: nn.Module, batch_size: int = 64) -> Inputs:
+    """All points as one batch on the CPU, without labels. Raises PointsError where batches differ in their shapes."""
+    batches = [inputs for inputs, _ in iterate_batches(points, batch_size, torch.device("cpu"), model)]
+    columns = list(zip(*(tensors_of(inputs) for inputs in batches), strict=True))
+    try:
+        joined = iter([torch.cat(column) for column in columns])
+    except RuntimeError as error:
+        raise PointsError(f"The points do not all have the same shape: {error}. Pad them to one length.") from error
+    return map_inputs(lambda _: next(joined), batches[0])
 
 
 def call_model(model: nn.Module, inputs: Inputs) -> Any:
     """The network's output; what the network itself refuses becomes a PointsError that names the shapes."""
     try:
-        return model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        return model(inputs) if isinstance(inputs, Tensor) else model(*inputs)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         if isinstance(error, torch.OutOfMemoryError | SippBenchError):
             raise
-        shapes = tuple(inputs.shape) if isinstance(inputs, Tensor) else {k: tuple(v.shape) for k, v in inputs.items()}
+        named = {name: tuple(tensor.shape) for name, tensor in named_entries(inputs)}
+        shapes = named if isinstance(inputs, Mapping) else ", ".join(str(shape) for shape in named.values())
         reason = str(error).strip().splitlines()
         raise PointsError(
             f"The network {type(model).__name__} cannot process a batch of points of shape {shapes}: "
@@ -77,6 +106,8 @@ def usable_device(device: torch.device | str) -> torch.device:
 
 def shuffles(points: object) -> bool:
     """Whether a DataLoader gives its Dataset's rows in another order than theirs, as far as its samplers tell."""
+    if isinstance(points, PointSet):
+        return shuffles(points.points)
     if not isinstance(points, DataLoader) or isinstance(points.dataset, IterableDataset):
         return False
     sampler = points.sampler if points.batch_sampler is None else getattr(points.batch_sampler, "sampler", None)
@@ -92,51 +123,21 @@ def model_device(model: nn.Module) -> torch.device:
 
 def raw_batches(points: Points, batch_size: int) -> Iterator[Any]:
     """Batches as they come, labels and all, on whatever device they are."""
-    if isinstance(points, np.ndarray):
-        points = from_numpy(points)
+    points = plain(points)
     if isinstance(points, Tensor):
         if points.ndim == 0:
             batch_length(points)
         yield from points.split(batch_size) if len(points) else ()
     elif isinstance(points, DataLoader):
         yield from points
-    elif isinstance(points, Dataset):
+    else:
         # A generator of its own: without one, a DataLoader draws from torch's global generator.
         yield from DataLoader(points, batch_size=batch_size, shuffle=False, generator=torch.Generator())
-    else:
-        raise PointsError(
-            f"Points of type {type(points).__name__} are not understood: give a tensor (N, ...), a numpy array, "
-            "a torch Dataset or a DataLoader."
-        )
-
-
-def from_numpy(points: np.ndarray[Any, Any]) -> Tensor:
-    """The array as a tensor; PointsError for what is no numbers."""
-    try:
-        return torch.from_numpy(np.asarray(points, order="C"))
-    except TypeError as error:
-        raise PointsError(f"A numpy array of {points.dtype} is no tensor: give numbers, such as float32.") from error
-
-
-def separate(batch: Any, device: torch.device) -> tuple[Inputs, Tensor | None]:
-    """(inputs, labels) of one batch as it came, on `device`."""
-    labels = None
-    if isinstance(batch, Mapping):
-        tensors = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
-        labels = tensors.pop("labels", tensors.pop("label", None))
-        if not tensors:
-            raise PointsError("A batch of points is a dict without any tensor in it.")
-        return tensors, labels
-    if isinstance(batch, Sequence) and not isinstance(batch, str) and batch:
-        batch, labels = batch[0], batch[1] if len(batch) > 1 else None
-    if not isinstance(batch, Tensor):
-        raise PointsError(f"A batch of points is a {type(batch).__name__}, not a tensor: let the Dataset give tensors.")
-    return batch.to(device), labels.to(device) if isinstance(labels, Tensor) else None
 
 
 def check_finite(inputs: Inputs, before: int) -> None:
     """Raise PointsError that names the first point with NaN or infinity; `before`: points before this batch."""
-    for tensor in [inputs] if isinstance(inputs, Tensor) else inputs.values():
+    for tensor in tensors_of(inputs):
         if not all_finite(tensor):
             bad = (~torch.isfinite(tensor)).reshape(len(tensor), -1).any(1).nonzero()[0].item()
             raise PointsError(f"Point {before + int(bad)} holds NaN or infinity: remove or repair it.")
@@ -147,6 +148,28 @@ def all_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     return all(math.isfinite(float(end)) for end in torch.aminmax(tensor.detach()))
+
+
+def changes_when_repeated(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether the network, in the mode that it is in, gives another output for the same inputs: it is random then.
+
+    Another by more than a thousandth of the largest number, since sums may round otherwise from run to run. No proof of
+    the contrary: what is random need not have reached the output this once.
+    """
+    with torch.no_grad():
+        one, other = (tree_leaves(call_model(model, inputs)) for _ in range(2))
+    return len(one) != len(other) or any(_differ(a, b) for a, b in zip(one, other, strict=True))
+
+
+def _differ(one: Any, other: Any) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return False
+    if one.shape != other.shape:
+        return True
+    if not one.is_floating_point() or not one.numel():
+        return not torch.equal(one, other)
+    largest = float(one.abs().nan_to_num(posinf=0.0).amax())
+    return not torch.allclose(one, other, rtol=0, atol=1e-3 * largest, equal_nan=True)
 
 
 def digest(*tensors: Tensor) -> str:

@@ -16,7 +16,8 @@ from sipp_bench.errors import ModelError, OptionError, PointsError
 from sipp_bench.memory import held_bytes, processes_here, room
 from sipp_bench.parts import block_sums
 from sipp_bench.passes import merge_ranks, run_passes
-from sipp_bench.points import NO_POINTS, Points, digest, model_device, usable_device
+from sipp_bench.point_sets import Points, PointSet, Positions, as_point_set
+from sipp_bench.points import NO_POINTS, digest, model_device, usable_device
 from sipp_bench.ranks import Group, Ranks
 from sipp_bench.tracing import check_parameters, unmeasured
 
@@ -135,15 +136,24 @@ def measure_sensitivity(
     progress: bool = False,
     memory: int | None = None,
     group: Group = None,
+    labelled: bool | None = None,
+    positions: Positions | None = None,
 ) -> Sensitivity:
     """Empirical sensitivity of every Linear and ConvNd weight of `model` over `points` (THEORY section 1).
 
         s_ij = max over x in S, patches p, tau in {+,-} of |w_ij| (a_j(x,p))_tau / Z_i^{sigma(j),tau}(x,p)
 
-    points: Tensor (N, ...), a Dataset or a DataLoader (labels ignored). layers: names or glob patterns of parameters
-    or modules; default all. patch_reduction: "max" (the definition) or, for convolutions, "mean" over the patches of
-    a point before the maximum over points (the authors' choice, THEORY section 6; claim C2 then speaks of patch
-    averages only). device: where the work is done; default the model's device; the model itself is not moved.
+    points: Tensor (N, ...); tensors (N, ...) in a tuple, for `model(*tensors)`, or in a dict (a tokenizer's output),
+    for `model(**tensors)`; a Dataset or a DataLoader of these. labelled: whether a tuple's last tensor is a label, to
+    be left out, or an input as the others; needed only where the network's forward could take it (see
+    `sipp_bench.points.PointSet`). positions: the input (N, L) that marks, non-zero, which positions count: its name in
+    the dict, its place in the tuple, or a function that makes it of a batch's inputs; the others are padding. A Linear
+    layer then is measured on its inputs a(x, l) at marked positions l alone, wherever its input is (N, L, ..., n), and
+    nn.MultiheadAttention's on query, key and value of this length; inputs of other shapes (pooled ones, those of
+    convolutions) count as they are, which can only make s larger. By default all count. layers: names or glob patterns
+    of parameters or modules; default all. patch_reduction: "max" (the definition) or, for convolutions, "mean" over
+    the patches of a point before the maximum over points (the authors' choice, THEORY section 6; claim C2 then speaks
+    of patch averages only). device: where the work is done; default the model's device; the model itself is not moved.
     backend: of the max-times product (`sipp_bench.maxtimes`); default what SIPP_BENCH_BACKEND says, else the fastest.
     derive_outputs: take each layer's output from its sums, y = Z^{++} - Z^{-+} - Z^{+-} + Z^{--} + b, instead of
     running the layer once more: less work, but later layers see inputs rounded differently, so that s may move by
@@ -169,6 +179,9 @@ def measure_sensitivity(
     rank; OptionError for options, and for a layer that has no room; RankError where another rank failed or ended.
     """
     ranks = Ranks.of(group)
+    points = PointSet.of(points, labelled, positions)
+    if derive_outputs and as_point_set(points).positions is not None:
+        raise OptionError("derive_outputs needs the sums of all positions: leave out either it or positions.")
     ready, told = ranks.together(
         lambda: _prepare(model, points, layers, patch_reduction, batch_size, device, backend, memory, ranks),
         lambda ready: ready.describe((patch_reduction, backend, derive_outputs)),
@@ -264,7 +277,10 @@ def _prepare(
     # Far more than it takes, and not asked for: one pass, and points that can be read but once.
     ample = memory is None and 2 * sum(sizes) <= allowed
     once = ample and ranks.group is None
-    batches = Batches(points, batch_size, target) if once else Batches.repeatable(points, batch_size, target, ranks)
+    if once:
+        batches = Batches.once(points, model, batch_size, target)
+    else:
+        batches = Batches.repeatable(points, model, batch_size, target, ranks)
     return _Ready(model, batches, wanted, None if ample else allowed)
 
 

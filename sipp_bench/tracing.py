@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,7 +35,8 @@ class Call:
 
     name: as in `model.named_parameters()`; weight: the rows applied, a view (M, ...); rows: which rows of the
     parameter those are (attention's packed in_proj is applied in parts, one for each of its inputs); input: what the
-    network gave, batch first for convolutions; geometry: None for a Linear; bias: that of these rows, added afterwards.
+    network gave, batch first for convolutions; geometry: None for a Linear; bias: that of these rows, added afterwards;
+    counted: which positions of the input count (see `PointSet`), bool like its first two dimensions; None for all.
     """
 
     name: str
@@ -44,6 +45,11 @@ class Call:
     input: Tensor
     geometry: ConvGeometry | None = None
     bias: Tensor | None = None
+    counted: Tensor | None = None
+
+    def only_counted(self) -> "Call":
+        """The same call on the positions that count: input (positions, ..., n)."""
+        return self if self.counted is None else replace(self, input=self.input[self.counted], counted=None)
 
     @property
     def groups(self) -> int:
@@ -73,10 +79,14 @@ Derive = Callable[[Call], Tensor | None]
 
 @dataclass
 class Trace:
-    """What a trace has seen so far: weights applied as linear maps, and weights read as embedding tables."""
+    """What a trace has seen so far: weights applied as linear maps, and weights read as embedding tables.
+
+    counted: to be set before each batch, which positions of it count, (N, L) bool; None for all.
+    """
 
     applied: set[str] = field(default_factory=set)
     embedded: set[str] = field(default_factory=set)
+    counted: Tensor | None = None
 
 
 class _Tracer(TorchFunctionMode):
@@ -130,10 +140,24 @@ class _Tracer(TorchFunctionMode):
                 return derived if bias is None else derived + bias.reshape(-1, *[1] * (weight.ndim - 2))
         return self._observed(call, func(**arguments))
 
-    def _call(self, weight: Tensor, rows: slice, x: Tensor, geometry: ConvGeometry | None, bias: Tensor | None) -> Call:
+    def _call(
+        self,
+        weight: Tensor,
+        rows: slice,
+        x: Tensor,
+        geometry: ConvGeometry | None,
+        bias: Tensor | None,
+        sequence_first: bool = False,
+    ) -> Call:
         name = self.names[id(weight)]
         self.trace.applied.add(name)
-        return Call(name, weight.detach()[rows], rows, x.detach(), geometry, None if bias is None else bias.detach())
+        counted = self.trace.counted
+        if counted is not None and sequence_first:
+            counted = counted.t()
+        if counted is not None and (geometry is not None or x.ndim < 3 or x.shape[:2] != counted.shape):
+            counted = None
+        bias = None if bias is None else bias.detach()
+        return Call(name, weight.detach()[rows], rows, x.detach(), geometry, bias, counted)
 
     def _observed(self, call: Call, output: Tensor) -> Tensor:
         with _carrying():
@@ -141,11 +165,13 @@ class _Tracer(TorchFunctionMode):
         return output if replacement is None else replacement
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, rows: slice | None = None) -> Tensor:
-        """One of attention's projections, by the given rows of its weight."""
+        """One of attention's projections, by the given rows of its weight, of a sequence (L, N, ...)."""
         rows = rows or slice(0, weight.shape[0])
         part = None if bias is None else bias[rows]
         output = F.linear(x, weight[rows], part)
-        return self._observed(self._call(weight, rows, x, None, part), output) if id(weight) in self.names else output
+        if id(weight) not in self.names:
+            return output
+        return self._observed(self._call(weight, rows, x, None, part, sequence_first=True), output)
 
     def _attention(self, func: Any, bound: inspect.BoundArguments) -> Any:
         """Attention as projections in, attention with identity projections, projection out."""

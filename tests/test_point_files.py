@@ -29,6 +29,30 @@ def test_arrays(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_array_equal(read_points(file, limit=3).numpy(), POINTS[:3].astype(np.float32))
 
 
+def test_several_arrays_by_name_whole_numbers_and_truth_values_as_they_are(tmp_path: Path) -> None:
+    ids, mask = np.arange(12).reshape(4, 3), np.arange(12).reshape(4, 3) % 2 == 0
+    tensors = {"ids": torch.from_numpy(ids), "mask": torch.from_numpy(mask), "x": torch.from_numpy(POINTS)}
+    np.savez(tmp_path / "x.npz", ids=ids, mask=mask, x=POINTS)
+    save_file(tensors, tmp_path / "x.safetensors")
+    torch.save(tensors, tmp_path / "x.pt")
+    for suffix in ("npz", "safetensors", "pt"):
+        points = read_points(tmp_path / f"x.{suffix}", limit=3)
+        assert isinstance(points, dict)
+        assert {name: column.dtype for name, column in points.items()} == {
+            "ids": torch.int64, "mask": torch.bool, "x": torch.float32,
+        }  # fmt: skip
+        assert torch.equal(points["ids"], tensors["ids"][:3])
+        assert torch.equal(points["mask"], tensors["mask"][:3])
+        assert torch.equal(points["x"], tensors["x"][:3].float())
+    torch.save(tensors["ids"], tmp_path / "ids.pt")
+    np.save(tmp_path / "ids.npy", ids.astype(np.int32))
+    for name, dtype in (("ids.pt", torch.int64), ("ids.npy", torch.int32)):
+        alone = read_points(tmp_path / name)
+        assert isinstance(alone, torch.Tensor)
+        assert torch.equal(alone, tensors["ids"].to(dtype))
+        assert alone.dtype == dtype
+
+
 def test_bfloat16(tmp_path: Path) -> None:
     save_file({"x": torch.ones(2, 3, dtype=torch.bfloat16)}, tmp_path / "x.safetensors")
     assert torch.equal(read_points(tmp_path / "x.safetensors"), torch.ones(2, 3))
@@ -66,7 +90,11 @@ def test_refusals_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "x.jpg").write_bytes(b"\xff\xd8\xff not a picture")
-    np.savez(tmp_path / "two.npz", a=POINTS, b=POINTS)
+    np.savez(tmp_path / "two.npz", a=POINTS, b=POINTS[:2])
+    np.savez(tmp_path / "empty.npz")
+    torch.save({"layer": {"weight": torch.ones(2, 2)}, "other": torch.ones(2, 2)}, tmp_path / "nested.pt")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
     (tmp_path / "cut.npy").write_bytes(save(tmp_path / "whole.npy", POINTS).read_bytes()[:60])
     (tmp_path / "cut.safetensors").write_bytes(b"\x00")
     save(tmp_path / "objects.npy", np.array([{}, []], dtype=object))
@@ -77,7 +105,11 @@ def test_refusals_name_the_file(tmp_path: Path) -> None:
     expected = {
         "empty": "no images in",
         "broken": r"x\.jpg cannot be read as an image",
-        "two.npz": "holds 2: a, b",
+        "two.npz": r"different numbers of rows \(a 4, b 2\)",
+        "empty.npz": "no array",
+        "nested.pt": "'layer' of .* is a dict",
+        "module.pt": "cannot be read",
+        "list.pt": "is a list",
         "cut.npy": "cannot be read",
         "cut.safetensors": "cannot be read",
         "objects.npy": "cannot be read",

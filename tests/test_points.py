@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import sipp_bench as sb
 from sipp_bench.errors import ModelError, OptionError, PointsError
-from sipp_bench.points import batch_length, call_model, iterate_batches, model_device
+from sipp_bench.points import PointSet, batch_length, call_model, iterate_batches, model_device
 
 CPU = torch.device("cpu")
 X = signed(7, 3)
 LABELS = torch.arange(7)
+LINE = nn.Linear(3, 2)
 
 
 class Dicts(Dataset[Any]):
@@ -41,6 +42,10 @@ FORMS: dict[str, tuple[Any, bool]] = {
     "numpy, reversed twice": (X.numpy()[::-1].copy()[::-1], False),
     "numpy, column-major": (np.asfortranarray(X.numpy()), False),
     "dataset of pairs": (TensorDataset(X, LABELS), True),
+    "tuple": ((X, LABELS), True),
+    "tuple of one": ((X,), False),
+    "dict": ({"input": X, "labels": LABELS}, True),
+    "pairs that say so": (PointSet(TensorDataset(X, LABELS), labelled=True), True),
     "dataset of inputs": (TensorDataset(X), False),
     "iterable dataset": (Stream(), False),
     "dicts": (Dicts("labels"), True),
@@ -54,7 +59,7 @@ FORMS: dict[str, tuple[Any, bool]] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same_points_in_order(form: str) -> None:
     points, labelled = FORMS[form]
-    batches = list(iterate_batches(points, 3, CPU))
+    batches = list(iterate_batches(points, 3, CPU, LINE))
     inputs = [batch if isinstance(batch, Tensor) else batch["input"] for batch, _ in batches]
     assert [len(batch) for batch in inputs] == [3, 3, 1]
     assert torch.equal(torch.cat(inputs), X)
@@ -86,7 +91,13 @@ def test_a_loaders_own_batch_size_stays() -> None:
         (np.array(["a", "b"]), "numpy array of"),
         ("points.npy", "type str"),
         (None, "type NoneType"),
-        ({"input": X}, "type dict"),
+        ({"input": X, "mask": [1, 0]}, "'mask' of the points is no tensor"),
+        ({"input": X, "mask": X[:5]}, r"different numbers of rows \(input 7, mask 5\)"),
+        ({}, "type dict"),
+        ((X, "a"), "'1' of the points is no tensor"),
+        ([X, X], "type list"),
+        (TensorDataset(X, X), "labelled=True"),
+        (DataLoader([{"x": X[0], "mask": [1, 0, 1]}]), "'mask' of a batch of points is a list"),
         (iter([X]), "type list_iterator"),
         (DataLoader(["a", "b"]), "is a str"),  # type: ignore[arg-type]  # that is the point
         (DataLoader([{"name": "a"}]), "dict without any tensor"),  # type: ignore[arg-type]  # that is the point

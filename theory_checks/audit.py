@@ -127,7 +127,7 @@ def audit(
     one for every fresh point, each about as long as measuring one batch. Raises PointsError if there are no fresh
     points or all of them are in S.
     """
-    points, fresh = Held.of(points), Held.of(fresh)
+    points, fresh = Held.of(points, model), Held.of(fresh, model)
     shared = shared_points(points, fresh)
     if shared == len(fresh):
         raise PointsError("Every fresh point is in S as well: an audit needs points that the method did not look at.")

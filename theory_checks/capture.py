@@ -31,7 +31,7 @@ def layer_batches(
     (N, C, *spatial) of a convolution; of few enough points or positions each that their quadrant sums are a part.
     """
     parameters = dict(model.named_parameters())
-    for inputs, _ in iterate_batches(points, BATCH, model_device(model)):
+    for inputs, _ in iterate_batches(points, BATCH, model_device(model), model):
         done, total = 0, 1
         while done < total:  # once more through the network for the inputs that memory did not hold
             held, total = _held(model, inputs, parameters, names, done)

@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sipp_bench.errors import ModelError, OptionError, PointsError
-from sipp_bench.points import Inputs, Points, call_model, iterate_batches, model_device
+from sipp_bench.point_sets import Inputs, Points, map_inputs
+from sipp_bench.points import call_model, iterate_batches, model_device
 from sipp_bench.quadrants import full_precision
 from sipp_bench.tracing import tracing
 from theory_checks.certificate_rules import HARMLESS, RULES, Rule, tensors_in
@@ -67,8 +68,8 @@ def certify(
     mode = _Propagation(dense, other, torch.finfo(dtype).eps / 2, rules)
     outputs, errors = [], []
     with torch.no_grad(), full_precision(model_device(model)):
-        for inputs, _ in iterate_batches(points, batch_size, model_device(model)):
-            x = _cast(inputs, dtype) if isinstance(inputs, Tensor) else {k: _cast(t, dtype) for k, t in inputs.items()}
+        for inputs, _ in iterate_batches(points, batch_size, model_device(model), model):
+            x = map_inputs(lambda tensor: _cast(tensor, dtype), inputs)
             with mode:
                 output = _run(dense, x, model, inputs)
             if not isinstance(output, Tensor) or output.ndim != 2:

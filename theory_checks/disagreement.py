@@ -46,7 +46,7 @@ def prediction_disagreement(
     PointsError without points, ModelError unless the outputs are logits (batch, classes) of two classes or more.
     """
     count = points = 0
-    for inputs, _ in iterate_batches(fresh, batch_size, model_device(model)):
+    for inputs, _ in iterate_batches(fresh, batch_size, model_device(model), model):
         count += int((_classes(model, inputs) != _classes(pruned, inputs, other=True)).sum())
         points += batch_length(inputs)
     return Disagreement(count, points, statistics.upper_bound(count, points, confidence), confidence)

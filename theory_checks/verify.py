@@ -132,7 +132,7 @@ def verify(
         raise OptionError(f"draws is a number of draw sets, at least 1, not {draws}.")
     chosen = _with_delta(make_method(method, **(options or {})), delta, options or {})
     context = Context(
-        model, Held.of(points), Held.of(fresh_points), method, chosen.options(),
+        model, Held.of(points, model), Held.of(fresh_points, model), method, chosen.options(),
         getattr(chosen, "delta", delta), alpha, seed, effort, draws or (200 if effort.trials > QUICK.trials else 20),
     )  # fmt: skip
     reused = _reused(context)

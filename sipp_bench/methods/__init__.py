@@ -17,7 +17,7 @@ from sipp_bench.methods.sipp_mixture import SippMixture
 from sipp_bench.methods.sipp_rand import SippRand
 from sipp_bench.methods.snip import Snip
 from sipp_bench.methods.wanda import Wanda
-from sipp_bench.points import Points
+from sipp_bench.point_sets import Points, PointSet, Positions
 from sipp_bench.pruned import Pruned
 from sipp_bench.sensitivity import Sensitivity
 from sipp_bench.tracing import check_parameters
@@ -84,17 +84,21 @@ def fit(
     *,
     batch_size: int = 64,
     sensitivity: Sensitivity | None = None,
+    labelled: bool | None = None,
+    positions: Positions | None = None,
     **options: Any,
 ) -> Fitted:
     """Let a method look at the points once; then `fitted.prune(keep=0.1, seed=0)` as often as you like.
 
-    points: Tensor (N, ...), a Dataset or a DataLoader. labels: only `snip` reads them, one for each point.
+    points: as in `measure_sensitivity`, with labelled and positions, which all methods that look at activations heed.
+    labels: only `snip` reads them, one for each point.
     sensitivity: for a SiPP method, what `measure_sensitivity` gave for all layers of this network on these points,
     measured for several methods at once, by several processes, or in little memory; it is not measured again.
     options: the method's own (see its class). The network is never changed. Raises OptionError for an unknown method
     or option, ModelError for a network with NaN weights or nothing to prune, PointsError for unusable points.
     """
     made = make_method(method, **options)
+    points = PointSet.of(points, labelled, positions)
     if sensitivity is None:
         return fit_method(made, model, points, labels, batch_size)
     if not isinstance(made, SippMethod):
@@ -112,5 +116,5 @@ def prune(
     seed: int = 0,
     **options: Any,
 ) -> Pruned:
-    """`fit` and `Fitted.prune` in one call."""
+    """`fit` and `Fitted.prune` in one call; options: those of `fit` and of the method."""
     return fit(model, points, method, **options).prune(keep, seed)

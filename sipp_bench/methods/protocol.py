@@ -130,7 +130,7 @@ def prunable_weights(model: nn.Module, points: Points, batch_size: int) -> tuple
     What every method prunes, whether it needs the points or not, so that a budget means the same to all.
     """
     with torch.no_grad(), tracing(model, _ignore) as trace:
-        for inputs, _ in iterate_batches(points, batch_size, model_device(model)):
+        for inputs, _ in iterate_batches(points, batch_size, model_device(model), model):
             call_model(model, inputs)
     names = trace.applied - trace.embedded
     weights = {name: parameter.detach() for name, parameter in model.named_parameters() if name in names}

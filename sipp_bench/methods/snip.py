@@ -51,7 +51,7 @@ class Snip(ScoreMethod):
             sums.setdefault(call.name, torch.zeros_like(parameters[call.name]))
 
         with torch.enable_grad(), tracing(model, observe) as trace:
-            for inputs, own in iterate_batches(points, batch_size, model_device(model)):
+            for inputs, own in iterate_batches(points, batch_size, model_device(model), model):
                 size = batch_length(inputs)
                 given = own if labels is None else labels[seen : seen + size].to(model_device(model))
                 seen += size

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from sipp_bench.methods.protocol import Observation
 from sipp_bench.methods.scores import Scope, ScoreMethod
 from sipp_bench.patches import patch_chunks
-from sipp_bench.points import Points, call_model, iterate_batches, model_device
+from sipp_bench.point_sets import Points, as_point_set
+from sipp_bench.points import call_model, iterate_batches, model_device
 from sipp_bench.tracing import Call, tracing, unmeasured
 
 _CHUNK = 1 << 24
@@ -36,12 +37,14 @@ class Wanda(ScoreMethod):
             if call.name not in squares:
                 squares[call.name] = torch.zeros(weight.shape[0], weight[0].numel(), device=weight.device).double()
             neurons = call.weight.shape[0] // call.groups
+            call = call.only_counted()
             for patches in patch_chunks(call.input, call.weight, call.geometry, _CHUNK):
                 norms = patches.double().square().sum(1)  # (groups, n)
                 squares[call.name][call.rows] += norms.repeat_interleave(neurons, 0)
 
         with torch.no_grad(), tracing(model, observe) as trace:
-            for inputs, _ in iterate_batches(points, batch_size, model_device(model)):
+            for inputs, _ in iterate_batches(points, batch_size, model_device(model), model):
+                trace.counted = as_point_set(points).counted(inputs)
                 call_model(model, inputs)
         names = [name for name in parameters if name in squares and name not in trace.embedded]
         scores = {

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sipp_bench.errors import ModelError, PointsError
+from sipp_bench.point_sets import PointSet, plain
 from theory_checks import Report, network_identities, verify
 from theory_checks.audit import shared_points
 from theory_checks.certificate import certify
@@ -138,14 +139,25 @@ def test_points_by_name() -> None:
 def test_held_points() -> None:
     x = torch.arange(10.0).reshape(10, 1)
     loader = DataLoader(TensorDataset(x, torch.zeros(10)), batch_size=3)
-    held = Held.of(loader)
+    held = Held.of(loader, nn.Linear(1, 1))  # whose forward takes one input: the other tensor is a label
     assert torch.equal(held.points(4), x)  # type: ignore[arg-type]  # a tensor, as one that was given
     assert len(held[2:7]) == 5
     mixed = Held((x[:4], torch.zeros(3, 2), x[4:]))
     assert len(mixed) == 13
     assert [tuple(one.groups[0].shape) for one in mixed.singles()][3:8] == [(1, 1)] + [(1, 2)] * 3 + [(1, 1)]  # type: ignore[union-attr]  # tensors
     assert [len(part) for part in (mixed[:5], mixed[5:], mixed[4:7], mixed[20:])] == [5, 8, 3, 0]
-    assert [len(batch) for batch in mixed.points(3)] == [3, 1, 3, 3, 3]  # type: ignore[union-attr]  # a loader
+    assert [len(batch) for batch in plain(mixed.points(3))] == [3, 1, 3, 3, 3]  # type: ignore[arg-type]  # a loader
+
+
+def test_held_points_of_several_tensors_keep_them_all_and_their_positions() -> None:
+    ids, mask = torch.arange(12).reshape(4, 3), torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1]])
+    held = Held.of(PointSet(TensorDataset(ids, mask), labelled=False, positions=1))
+    assert len(held) == 4
+    again = held[1:3].points(2)
+    assert isinstance(again, PointSet)
+    (batch,) = plain(again)  # type: ignore[misc]  # a loader
+    assert [tensor.tolist() for tensor in batch] == [ids[1:3].tolist(), mask[1:3].tolist()]
+    assert again.counted(batch).tolist() == [[True, True, False], [True, False, False]]  # type: ignore[union-attr]
 
 
 def test_a_check_that_breaks_down_is_no_pass_and_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch) -> None:

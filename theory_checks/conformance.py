@@ -9,7 +9,7 @@
 
 `check_method(MyMethod)` runs them all and raises AssertionError with the name of the check that failed. Methods that
 sample say so by a class attribute `samples = True`: they must meet the budget in expectation over seeds, the others
-exactly. Draws are counted where a guarantee has them. SiPP's own that draw are known.
+exactly. Draws are counted where a guarantee has them.
 """
 
 import copy
@@ -92,8 +92,7 @@ def check_own_draws(cls: type[Method], options: dict[str, Any]) -> None:
         fitted = _fit(cls, options, model, points)
         guarantee = fitted.prune(0.3, seed=0).guarantee
         if guarantee is not None and guarantee.per_patch and not guarantee.deterministic:
-            keeps_some = "C13" in guarantee.claims
-            own = draw_network(partial(fitted.prune, 0.3), model, points, range(_SEEDS), keeps_some)
+            own = draw_network(partial(fitted.prune, 0.3), model, points, range(_SEEDS), "C13" in guarantee.claims)
             assert not own.broken(), "; ".join(own.broken())
             assert own.p_value() > _LEVEL, f"not multinomial, or not independent: {own.p_values()}"
 

@@ -20,6 +20,15 @@ def _forgetful(run: Bounds, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     return RULES["linear"](run, func, (args[0].clone(), *args[1:]), kwargs)
 
 
+def _dense_weights(run: Bounds, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """|W| e for |What| e: too small where a weight grew."""
+    named = dict(zip(("input", "weight"), args, strict=False)) | kwargs
+    x, weight = named["input"], named["weight"].double().abs()
+    new: Tensor = _forgetful(run, func, args, kwargs)  # |(What - W) a| alone
+    spread: Tensor = func(run.error(x), weight, None, *args[3:])
+    return new + spread
+
+
 def _larger(run: Bounds, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return torch.maximum(run.error(args[0]), run.error(args[1]))
 
@@ -40,6 +49,9 @@ CERTIFICATES: dict[str, dict[str, Any]] = {
     },
     "certificate: residual takes the larger": {"certify": _wrong_rule(_larger, "add")},
     "certificate: batch-norm passed by": {"certify": _wrong_rule(_passed_by, "batch_norm")},
+    "certificate: dense weights for the pruned": {
+        "certify": _wrong_rule(_dense_weights, "linear", "conv1d", "conv2d", "conv3d")
+    },
     "certificate: runner-up only": {"certify": _runner_up_only},
 }
 

@@ -39,7 +39,8 @@ class NetworkCertificate(IdentityClaim[PrunedCase]):
     Proof: What ahat - W a = What (ahat - a) + (What - W) a; the other operations are Lipschitz in each entry.
 
     Tight, so that a bound shrunk by 0.99 is rejected: one layer, where e = |(What - W) a| is the error itself; and
-    deep networks without a negative number in them whose weights are dropped, where all errors have one sign.
+    deep networks without a negative number in them whose weights are dropped, or enlarged, where all errors have one
+    sign. Where weights are enlarged the bound needs |What|, not |W|, which is larger where they are dropped.
     """
 
     number = "C7"
@@ -54,6 +55,7 @@ class NetworkCertificate(IdentityClaim[PrunedCase]):
         "certificate: residual takes the larger",
         "certificate: batch-norm passed by",
         "certificate: runner-up only",
+        "certificate: dense weights for the pruned",
     )
 
     def cases(self, effort: Effort, rng: np.random.Generator) -> Iterable[PrunedCase]:
@@ -89,6 +91,7 @@ def prune_somehow(model: nn.Module, how: str, rng: np.random.Generator) -> nn.Mo
                     "reweight": keep / keep.mean().clamp(min=0.1),
                     "perturb": 1 + 0.01 * torch.from_numpy(rng.standard_normal(tuple(w.shape))).to(w),
                     "flip": 2 * keep - 1,
+                    "enlarge": 1 + keep,
                     "drop all": torch.zeros_like(w),
                     "none": torch.ones_like(w),
                 }[how]
@@ -146,7 +149,8 @@ def _without_negatives(rng: np.random.Generator) -> PrunedCase:
             state["1.running_var"].uniform_(0.01, 0.9)
             state["1.running_mean"].uniform_(-1, 0)
     model = model.double().eval()
-    return PrunedCase(model, prune_somehow(model, "drop", rng), x.double(), "without negative numbers; drop")
+    how = str(rng.choice(["drop", "enlarge"]))
+    return PrunedCase(model, prune_somehow(model, how, rng), x.double(), f"without negative numbers; {how}")
 
 
 def _third_class(rng: np.random.Generator) -> PrunedCase:

@@ -1,22 +1,31 @@
-"""sipp-bench: a reference implementation of SiPP and its peers, with bounds that are checked, not assumed."""
+"""sipp-bench: a reference implementation of SiPP and its peers, with bounds that are checked, not assumed.
 
-from sipp_bench import bounds, errors
-from sipp_bench.allocation import allocate
-from sipp_bench.methods import (
-    Fitted,
-    Method,
-    Observation,
-    Selection,
-    check_options,
-    fit,
-    list_methods,
-    make_method,
-    prune,
-    register_method,
-)
-from sipp_bench.pruned import Pruned
+What a name here needs is imported when the name is first used: `sipp-bench --help` does without torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from sipp_bench import errors
 from sipp_bench.sample_size import sample_size
-from sipp_bench.sensitivity import LayerSensitivity, Sensitivity, measure_sensitivity
+
+if TYPE_CHECKING:
+    from sipp_bench import bounds
+    from sipp_bench.allocation import allocate
+    from sipp_bench.methods import (
+        Fitted,
+        Method,
+        Observation,
+        Selection,
+        check_options,
+        fit,
+        list_methods,
+        make_method,
+        prune,
+        register_method,
+    )
+    from sipp_bench.pruned import Pruned
+    from sipp_bench.sensitivity import LayerSensitivity, Sensitivity, measure_sensitivity
 
 __all__ = [
     "Fitted",
@@ -38,3 +47,26 @@ __all__ = [
     "register_method",
     "sample_size",
 ]
+
+_ELSEWHERE = {
+    "allocate": "allocation",
+    "Pruned": "pruned",
+    "LayerSensitivity": "sensitivity",
+    "Sensitivity": "sensitivity",
+    "measure_sensitivity": "sensitivity",
+}
+"""The module of each name that is not of `methods`."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "bounds":
+        return importlib.import_module("sipp_bench.bounds")
+    found = getattr(importlib.import_module(f"sipp_bench.{_ELSEWHERE.get(name, 'methods')}"), name)
+    globals()[name] = found  # so that this is asked once
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -4,23 +4,19 @@ Exit codes: 0 fine; 1 a cell of the run failed or was lost with its worker, a cl
 or a run is worse than its baseline; 2 bad usage or input, or runs that do not compare; 130 interrupted.
 """
 
+import codecs
 import contextlib
-import os
+import io
 import sys
-import tomllib
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from sipp_bench import cli_compare, cli_results, cli_theory
-from sipp_bench.errors import OptionError, SippBenchError, StoreError, WorkerError
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from sipp_bench.pruned import Pruned
+from sipp_bench import cli_compare, cli_prune, cli_results, cli_theory
+from sipp_bench.errors import OptionError, SippBenchError, WorkerError
+from sipp_bench.files import refuse_way_out
 
 app = typer.Typer(
     name="sipp-bench",
@@ -35,11 +31,27 @@ app = typer.Typer(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line on `arguments` (those of the process by default) and exit with its code."""
+    codecs.register_error("sipp-bench", _as_bytes)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="sipp-bench")
     try:
         app(args=arguments, prog_name="sipp-bench")
     except SippBenchError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)
+    except SystemExit as exit:
+        if exit.code == 130:  # of every command, wherever it was interrupted
+            typer.echo("\nStopped.", err=True)
+        raise
+
+
+def _as_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What a terminal's encoding lacks: the bytes of a path that are no letters as they are, other letters escaped."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
 
 
 def _show_version(wanted: bool) -> None:
@@ -100,6 +112,8 @@ def run(
         typer.echo(f"{loaded.name}: {estimate(loaded, threads)}")
         return
     folder = output or Path("runs") / loaded.name
+    if report:
+        refuse_way_out(folder, folder / "report")  # before hours of work, not after them
     try:
         with contextlib.nullcontext() if scheduler is None else dask_executor(scheduler) as executor:
             finished = run_suite(
@@ -115,7 +129,7 @@ def run(
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        typer.echo(f"\nStopped. Finished cells are in {folder}; the same command goes on from there.", err=True)
+        typer.echo(f"\nFinished cells are in {folder}; the same command goes on from there.", err=True)
         raise typer.Exit(130) from None
     typer.echo(summary(finished))
     if report:
@@ -140,61 +154,6 @@ def report(
 ) -> None:
     """Build the report of one or more runs: a site of static pages with an explorer, figures, CSV and Markdown."""
     _report(runs, output or runs[0] / "report", theory, images)
-
-
-@app.command(
-    epilog="Example: sipp-bench prune --model torchvision:resnet18 --checkpoint resnet18.safetensors "
-    "--points images/ --method sipp-hybrid --keep 0.2 -o pruned.safetensors"
-)
-def prune(
-    model: Annotated[
-        str, typer.Option(help="A zoo network, torchvision:NAME, timm:NAME, or package.module:factory for your own.")
-    ],
-    points: Annotated[
-        Path,
-        typer.Option(
-            help="What the method looks at: arrays (N, ...) in a .npy, .npz, .safetensors or .pt file (several go to "
-            "the network by their names), or a folder of images, which are scaled, centre-cropped, divided by 255, "
-            "normalised as for ImageNet."
-        ),
-    ],
-    keep: Annotated[float, typer.Option(help="The fraction of weights to keep, from 0 to 1.")],
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="The pruned weights: .safetensors, or .pt as by torch.save."),
-    ],
-    method: Annotated[str, typer.Option(help="See: sipp-bench list methods")] = "sipp-hybrid",
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Trained weights: .safetensors, or a state dict by torch.save.")
-    ] = None,
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Published weights of a torchvision or timm network, downloaded once.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="The seed of what is random in the method.")] = 0,
-    option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the method; may be repeated.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many points only.")] = None,
-    image_size: Annotated[int, typer.Option(min=1, help="Height and width that images are brought to.")] = 224,
-) -> None:
-    """Prune a network and save its weights, for the same architecture to load."""
-    import sipp_bench as sb
-    from sipp_bench.point_files import read_points
-
-    require_writable(output)
-    if output.suffix not in (".safetensors", ".pt", ".pth"):
-        raise OptionError(f"{output} should end in .safetensors, .pt or .pth: the ending says how to write it.")
-    options = parse_options(option or [])
-    sb.check_options(method, options)
-    if not 0 <= keep <= 1:
-        raise OptionError(f"keep is a fraction from 0 to 1, not {keep}.")
-    images = read_points(points, image_size=image_size, limit=limit)
-    network = load_model(model, images, checkpoint, pretrained)
-    fitted = sb.fit(network, images, method=method, **options)
-    pruned = fitted.prune(keep=keep, seed=seed)
-    pruned.save(output)
-    typer.echo(_describe(pruned, dict(fitted.skipped)))
-    typer.echo(f"Saved to {output}.")
 
 
 @app.command("list", epilog="Example: sipp-bench list methods")
@@ -239,6 +198,7 @@ def info() -> None:
         typer.echo("\n".join(f"  {name}: {state}" for name, state in maxtimes.describe(torch.device(device))))
 
 
+cli_prune.register(app)
 cli_theory.register(app)
 cli_compare.register(app)
 cli_results.register(app)
@@ -248,64 +208,3 @@ def _report(runs: list[Path], output: Path, theory: Path | None = None, images: 
     from sipp_bench.report.build import build_report
 
     typer.echo(f"Report: {build_report(runs, output, theory=theory, images=images)}")
-
-
-def load_model(
-    name: str, points: "Tensor | dict[str, Tensor]", checkpoint: Path | None, pretrained: bool = False
-) -> "nn.Module":
-    """The network that --model names, with the weights of --checkpoint; points: of the shape that it will get."""
-    from sipp_bench.zoo import models, training
-
-    if models.is_known(name):
-        shape = () if isinstance(points, dict) else tuple(points.shape[1:])
-        network = models.build(
-            name, input_shape=shape if len(shape) == 3 else None, weights="pretrained" if pretrained else None
-        )
-    elif ":" in name:
-        network = models.load_factory(name).eval()
-    else:
-        known = ", ".join(models.list_models())
-        raise OptionError(
-            f"There is no network {name!r}. Give {known}, torchvision:NAME, timm:NAME or package.module:factory."
-        )
-    if checkpoint is not None:
-        training.load_checkpoint(network, checkpoint)
-    elif models.is_known(name) and not pretrained:
-        typer.echo(f"Note: no --checkpoint, so the weights of {name} are random.", err=True)
-    return network
-
-
-def parse_options(texts: list[str]) -> dict[str, Any]:
-    """KEY=VALUE pairs; a value that is TOML (a number, true, "text") is read as such, any other is text."""
-    options = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key.isidentifier():
-            raise OptionError(f"--option {text!r} is not of the form KEY=VALUE.")
-        try:
-            options[key] = tomllib.loads(f"value = {value}")["value"]
-        except (ValueError, RecursionError):  # not TOML; or a number of thousands of digits
-            options[key] = value
-    return options
-
-
-def require_writable(path: Path) -> None:
-    """Raise StoreError if `path` cannot be written, without writing anything: called before the work."""
-    if path.is_dir():
-        raise StoreError(f"{path} is a folder. Give the name of a file.")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise StoreError(f"Cannot write {path}: {folder} is not a folder that you may write to. Choose another.")
-
-
-def _describe(pruned: "Pruned", skipped: dict[str, str]) -> str:
-    lines = [
-        pruned.layers.to_string(index=False, na_rep="-"),
-        f"Kept {pruned.kept} of {pruned.weights} weights, {pruned.kept / pruned.weights:.2%}.",
-    ]
-    lines += [f"{name} stays dense: {reason}" for name, reason in skipped.items()]
-    if pruned.guarantee is None:
-        lines.append("This method gives no guarantee.")
-    else:
-        lines.append(pruned.guarantee.statement())
-    return "\n".join(lines)

@@ -32,7 +32,7 @@ def _compare(
     Equal checkpoints must give equal masks, counts and verdicts. Accuracies are tested in pairs by seed, times by
     Mann-Whitney and a difference above 10 %; false alarms 1 % a family.
     """
-    from sipp_bench.cli import require_writable
+    from sipp_bench.cli_prune import require_writable
     from sipp_bench.compare import compare, output
 
     for path in (junit, json_file, summary):

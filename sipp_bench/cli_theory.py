@@ -81,7 +81,7 @@ def _verify(
     checked.
     """
     import sipp_bench as sb
-    from sipp_bench.cli import load_model, parse_options, require_writable
+    from sipp_bench.cli_prune import load_model, note_labels, parse_options, require_writable
     from sipp_bench.point_files import read_points
     from theory_checks import verify
     from theory_checks.claims import FULL, QUICK
@@ -92,6 +92,7 @@ def _verify(
     options = parse_options(option or [])
     sb.check_options(method, options)
     looked_at, others = (read_points(path, image_size=image_size, limit=limit) for path in (points, fresh))
+    note_labels(method, looked_at)
     report = verify(
         load_model(model, looked_at, checkpoint), looked_at, others, claims=claim or None, method=method,
         keep=keep or 0.2, delta=delta, alpha=alpha, seed=seed, effort=FULL if effort == "full" else QUICK, draws=draws,

@@ -4,6 +4,8 @@ Each message is a sentence that names the thing that was wrong and says what to 
 the sentence without a traceback and exits with status 2 for bad usage or input.
 """
 
+import difflib
+from collections.abc import Iterable
 from numbers import Integral
 
 
@@ -52,3 +54,14 @@ def require_counts(**counts: object) -> None:
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
             raise OptionError(f"{name} is a whole number of at least 1, not {count!r}.")
+
+
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """ " Did you mean ...?" with the names that `name` is the beginning of, else the closest one; "" where none is."""
+    allowed = list(allowed)
+    begun = [each for each in allowed if name and each.startswith(name)]
+    close = begun[:5] or difflib.get_close_matches(name, allowed, n=1)
+    if not close:
+        return ""
+    *others, last = close
+    return f" Did you mean {', '.join(others)}{' or ' if others else ''}{last}?"

@@ -95,7 +95,13 @@ class _Process:
         context = multiprocessing.get_context("spawn")  # forked processes may inherit locks that threads of torch hold
         self._connection, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(other, self.gpu), daemon=True)
-        self._process.start()
+        # A process has the signals blocked that its parent has: interrupts are the parent's business, while this one
+        # is still importing too.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         other.close()  # so that the process's own end is the only one, and its death is noticed here
 
     def send(self, *call: Any) -> None:
@@ -128,8 +134,7 @@ class _Process:
 
 
 def _serve(connection: "Connection[Any, Any]", gpu: int | None) -> None:
-    """A worker's life: answer calls until the other end is closed. Interrupts are the parent's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A worker's life: answer calls until the other end is closed."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if gpu is not None:
         torch.cuda.set_device(gpu)

@@ -1,7 +1,8 @@
 """A run's tables as CSV or Parquet files, for other programs, and back with the types that they had.
 
 CSV is RFC 4180 in UTF-8: what is not there is an empty field, infinities are inf and -inf, a list (one number a class)
-is JSON as in run folders, floats have all their digits. Parquet has types, nulls and lists of its own.
+is JSON as in run folders, floats have all their digits. Text that a spreadsheet would take for a formula has a ' in
+front, see `to_csv`. Parquet has types, nulls and lists of its own.
 """
 
 import io
@@ -18,6 +19,8 @@ from sipp_bench.files import write_atomically
 from sipp_bench.records import floats, plain
 from sipp_bench.run_tables import LISTS, TABLES
 from sipp_bench.store import load_run
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 
 Format = Literal["csv", "parquet"]
 
@@ -39,6 +42,18 @@ def export_run(run: Path | str, output: Path | str, format: Format = "csv") -> l
     return [write_atomically(path, content) for path, content in contents.items()]
 
 
+def to_csv(table: pd.DataFrame) -> str:
+    """The table as CSV in which no text is a formula to a spreadsheet: text (no number) that begins with =, +, -, @,
+    a tab or the end of a line gets a ' in front, and so does what begins with ', so that taking it off is exact.
+    """
+    texts = {name: table[name].map(_harmless) for name in table.columns if table[name].dtype.kind not in "biuf"}
+    return table.assign(**texts).to_csv(index=False, lineterminator="\n")
+
+
+def _harmless(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
 def read_export(folder: Path | str) -> dict[str, pd.DataFrame]:
     """Table name -> the table as in `store.Run`, from files of either format; lists are lists of floats.
 
@@ -58,7 +73,7 @@ def _to_csv(table: pd.DataFrame, columns: Mapping[str, str]) -> str:
         name: table[name].map(lambda values: json.dumps(plain(values)), na_action="ignore")
         for name in LISTS & columns.keys()
     }
-    return table.assign(**as_json).to_csv(index=False, lineterminator="\n")
+    return to_csv(table.assign(**as_json))
 
 
 def _to_parquet(table: pd.DataFrame, columns: Mapping[str, str]) -> bytes:
@@ -96,8 +111,9 @@ def _read_csv(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
         for name, dtype in columns.items()
         if dtype == "float64"
     }
-    objects = {name: table[name].map(lambda text: text or None) for name in columns if columns[name] == "object"}
-    return table.assign(**floats, **objects)
+    texts = {name: table[name].map(lambda text: text.removeprefix("'")) for name in columns.keys() - floats.keys()}
+    objects = {name: texts[name].map(lambda text: text or None) for name in columns if columns[name] == "object"}
+    return table.assign(**floats, **texts | objects)
 
 
 def _typed(column: "pd.Series[Any]", name: str, dtype: str) -> "pd.Series[Any]":

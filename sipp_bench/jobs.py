@@ -123,7 +123,8 @@ def distribute(executor: Executor, work: Work, cells: Sequence[Cell], store: Sto
     """Have the workers of `executor` measure `cells`, and write to `store` what comes back, as it does.
 
     At most `in_flight` jobs are with the executor. Raises WorkerError at the end when workers were lost and their
-    cells with them; OptionError or StoreError at once when one comes back, with the other jobs cancelled.
+    cells with them, and at once when the executor cancels jobs by itself; OptionError or StoreError at once when one
+    comes back, with the other jobs cancelled.
     """
     waiting = deque((list(group), True) for _, group in groupby(cells, attrgetter("subject")))
     running: dict[Future[Outbox], tuple[list[Cell], bool]] = {}
@@ -131,6 +132,8 @@ def distribute(executor: Executor, work: Work, cells: Sequence[Cell], store: Sto
     reason: BaseException | None = None
     try:
         while waiting or running:
+            if isinstance(reason, CancelledError):
+                break
             while waiting and len(running) < in_flight:
                 job = waiting.popleft()
                 running[_submitted(executor, work, *job)] = job
@@ -141,7 +144,13 @@ def distribute(executor: Executor, work: Work, cells: Sequence[Cell], store: Sto
                     outbox = future.result()
                 except SippBenchError:
                     raise
-                except (Exception, CancelledError) as error:
+                except CancelledError as error:
+                    # Not by us: the executor has given up its jobs, as Dask's does without its scheduler.
+                    lost += [cell for cells, _ in [(group, True), *running.values(), *waiting] for cell in cells]
+                    reason = error
+                    waiting.clear()
+                    break
+                except Exception as error:
                     lost += group
                     reason = error
                     continue
@@ -154,9 +163,12 @@ def distribute(executor: Executor, work: Work, cells: Sequence[Cell], store: Sto
         for future in running:
             future.cancel()
     if reason is not None:
+        why = f"since their worker was lost: {_sentence(reason)}"
+        if isinstance(reason, CancelledError):
+            why = "since the scheduler of the workers ended, or cannot be reached any more."
         raise WorkerError(
-            f"{len(lost)} cells were not measured, the first {lost[0].id}, since their worker was lost: "
-            f"{_sentence(reason)} Everything else is in the run folder; run the same again, and it goes on from there."
+            f"{len(lost)} cells were not measured, the first {lost[0].id}, {why} Everything else is in the run folder; "
+            "run the same again, and it goes on from there."
         ) from reason
 
 

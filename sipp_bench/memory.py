@@ -1,5 +1,6 @@
 """How much memory there is, and how much measuring one weight takes."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -37,6 +38,13 @@ def free_bytes(device: torch.device) -> int:
         free: int = torch.cuda.mem_get_info(device)[0]
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return min([int(psutil.virtual_memory().available), *_left_in_control_groups()])
+
+
+def require_room(needed: int) -> None:
+    """Raise OSError, as a file that cannot be read does, for `needed` bytes when there is no `room` for them."""
+    there = room(None, torch.device("cpu"))
+    if needed > there:
+        raise OSError(errno.ENOMEM, f"it takes {needed / 1e9:.1f} GB of memory, and there are {there / 1e9:.1f} for it")
 
 
 def processes_here() -> int:

@@ -1,10 +1,11 @@
 """What is wrong with a suite file, in plain sentences: pydantic finds it, users need not know."""
 
-import difflib
 from collections.abc import Iterable
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
+
+from sipp_bench.errors import did_you_mean
 
 _WRONG_TYPE = {
     "string_type": "must be text in quotes",
@@ -17,10 +18,8 @@ _WRONG_TYPE = {
 
 def unknown(name: str, allowed: Iterable[str], kind: str) -> str:
     """Say that there is no `name` of that kind, what is close to it, and what there is."""
-    allowed = list(allowed)
-    close = difflib.get_close_matches(name, allowed, n=1)
-    meant = f" Did you mean {close[0]}?" if close else ""
-    return f"there is no {kind} {name!r}.{meant} Allowed: {', '.join(allowed)}."
+    allowed = list(dict.fromkeys(allowed))
+    return f"there is no {kind} {name!r}.{did_you_mean(name, allowed)} Allowed: {', '.join(allowed)}."
 
 
 def describe(problem: ErrorDetails, tables: dict[str, type[BaseModel]]) -> str:

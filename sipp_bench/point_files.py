@@ -1,16 +1,19 @@
 """Points from files: arrays as they are, images as classification networks of torchvision expect them."""
 
+import errno
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import torch
 from torch import Tensor
 
 from sipp_bench.errors import PointsError
+from sipp_bench.files import load_tensors, open_regular, read_regular
+from sipp_bench.memory import require_room
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -34,11 +37,16 @@ def read_points(path: Path | str, *, image_size: int = 224, limit: int | None = 
     if path.suffix not in _READERS:
         raise PointsError(f"{path} is neither a folder of images nor a {', '.join(_READERS)} file.")
     try:
+        open_regular(path).close()
         arrays = _READERS[path.suffix](path)
+        _require_room(arrays if isinstance(arrays, Mapping) else {"": arrays}, limit)
     except FileNotFoundError as error:
         raise PointsError(f"There is no file {path} with points. Check its name.") from error
-    except PointsError:
-        raise
+    except OSError as error:
+        advice = "Give a file of points"
+        if error.errno == errno.ENOMEM:
+            advice = "Save fewer points, or read the first so many of an .npy file with limit"
+        raise PointsError(f"{path} cannot be read: {error.strerror or error}. {advice}.") from error
     except Exception as error:  # damaged files raise whatever their format's reader raises
         raise PointsError(f"{path} cannot be read as a {path.suffix} file: {error}. Write it again.") from error
     if not isinstance(arrays, Mapping):
@@ -52,6 +60,12 @@ def read_points(path: Path | str, *, image_size: int = 224, limit: int | None = 
         rows = ", ".join(f"{name} {array.shape[0]}" for name, array in arrays.items())
         raise PointsError(f"The arrays of {path} have different numbers of rows ({rows}): give one for each point.")
     return points
+
+
+def _require_room(arrays: Mapping[str, Any], limit: int | None) -> None:
+    """Raise OSError unless there is memory for the arrays' copies; an .npy file is on the disk until it is copied."""
+    shapes = [array.shape for array in arrays.values() if isinstance(array, Tensor | np.ndarray) and array.ndim]
+    require_room(sum(8 * min(limit or shape[0], shape[0]) * math.prod(shape[1:]) for shape in shapes))
 
 
 def _as_points(name: str, array: Any, limit: int | None, dimensions: int) -> Tensor:
@@ -80,6 +94,12 @@ def _read_images(folder: Path, size: int, limit: int | None) -> Tensor:
     files = image_files(folder)[:limit]
     if not files:
         raise PointsError(f"There are no images in {folder}. It takes {', '.join(_IMAGES)} files.")
+    try:
+        require_room(2 * 4 * 3 * len(files) * size**2)  # one by one, and all together
+    except OSError as error:
+        raise PointsError(
+            f"The {len(files)} images in {folder} cannot be read: {error.strerror}. Read fewer points with limit."
+        ) from error
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return torch.stack([(torch.from_numpy(read_image(file, size)).float() / 255 - mean) / std for file in files])
 
@@ -94,16 +114,13 @@ def read_image(file: Path, size: int) -> npt.NDArray[np.uint8]:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(file) as image:
+        with open_regular(file) as opened, Image.open(opened) as image:
+            require_room(8 * image.width * image.height)  # as it is, and as RGB
             square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise PointsError(f"{file} cannot be read as an image: {error}. Repair or remove it.") from error
+    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PointsError(f"{file} cannot be read as an image: {reason}. Repair or remove it.") from error
     return np.array(square).transpose(2, 0, 1).copy()
-
-
-def memory_bytes() -> int:
-    """Bytes of memory in this machine."""
-    return int(psutil.virtual_memory().total)
 
 
 def _read_npy(path: Path) -> Any:
@@ -113,22 +130,19 @@ def _read_npy(path: Path) -> Any:
 def _read_npz(path: Path) -> Any:
     with np.load(path, allow_pickle=False) as arrays:
         # Compressed arrays may be a thousand times as large as their file.
-        needed, there = sum(entry.file_size for entry in arrays.zip.infolist()), memory_bytes()
-        if needed > there / 2:
-            raise PointsError(
-                f"{path} needs {needed / 2**30:.0f} GB of memory of {there / 2**30:.0f}. Save fewer points, or as .npy."
-            )
+        require_room(sum(entry.file_size for entry in arrays.zip.infolist()))
         return dict(arrays)
 
 
 def _read_safetensors(path: Path) -> Any:
     from safetensors.torch import load_file
 
+    require_room(path.stat().st_size)
     return load_file(path)
 
 
 def _read_torch(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return load_tensors(read_regular(path))
 
 
 _READERS = {

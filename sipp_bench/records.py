@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import math
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from sipp_bench.errors import StoreError
+from sipp_bench.files import printable, read_regular
 
 FORMAT = 1
 """The version of the format of run folders, which `schemas/` states key by key.
@@ -30,6 +32,11 @@ SEAL = "content_sha256"
 """The key of a JSON file's hash over everything else in it."""
 
 _DEPTH = 32
+_BLOCK_ARRAYS = frozenset({"epsilon", "error_S", "error_fresh"})
+_PREDICTIONS = frozenset({"labels", "dense", "pruned"})
+_MOST_CLASSES = 1 << 20
+_MOST_UNPACKED = 1 << 30
+"""Bytes that the predictions of a cell may unpack to: a few networks' on a hundred million points."""
 
 Arrays = Mapping[str, Mapping[str, NDArray[Any]]]
 """Weight name -> array name -> array of shape (neurons, 2); the second axis is (+ block, - block)."""
@@ -52,7 +59,7 @@ def read_json(path: Path) -> dict[str, Any]:
     nested deeply, or with numbers beyond 64 bits.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path))
     except OSError as error:
         raise StoreError(f"Cannot read {path}: {error.strerror}. {_repair(path)}") from error
     except (ValueError, RecursionError) as error:
@@ -129,11 +136,24 @@ def pack(blocks: Arrays) -> tuple[bytes, dict[str, Any]]:
 
 
 def unpack(path: Path, described: Mapping[str, Any]) -> dict[str, dict[str, NDArray[Any]]]:
-    """The arrays in a file that `pack` made. Raises StoreError when it is missing or not as described."""
+    """The arrays in a file that `pack` made.
+
+    Raises StoreError when it is missing or not as described, or holds other arrays than those of a cell's blocks: a
+    hash is of what somebody wrote, whatever that is.
+    """
+    content = _read_as_described(path, described)
     blocks: dict[str, dict[str, NDArray[Any]]] = {}
-    for key, array in safetensors.numpy.load(_read_as_described(path, described)).items():
-        weight, _, name = key.rpartition("/")
-        blocks.setdefault(weight, {})[name] = array
+    try:
+        for key, array in safetensors.numpy.load(content).items():
+            weight, _, name = key.rpartition("/")
+            blocks.setdefault(weight, {})[name] = array
+    except Exception as error:  # on other content, the library raises about anything
+        raise damaged(path) from error
+    for named in blocks.values():
+        shapes = {array.shape for array in named.values()}
+        numbers = all(array.dtype.kind in "fiu" for array in named.values())
+        if not (named.keys() >= _BLOCK_ARRAYS and numbers and len(shapes) == 1 and shapes.pop()[1:] == (2,)):
+            raise damaged(path)
     return blocks
 
 
@@ -146,14 +166,39 @@ def pack_predictions(predicted: Mapping[str, NDArray[Any]]) -> tuple[bytes, dict
 
 
 def unpack_predictions(path: Path, described: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """The classes in a file that `pack_predictions` made. Raises StoreError when it is missing or not as described."""
-    with np.load(io.BytesIO(_read_as_described(path, described)), allow_pickle=False) as arrays:
-        return dict(arrays)
+    """The classes in a file that `pack_predictions` made.
+
+    Raises StoreError when it is missing or not as described, or holds anything but classes of the same points.
+    """
+    content = _read_as_described(path, described)
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > _MOST_UNPACKED:
+            raise damaged(path)
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            found = dict(arrays)
+    except StoreError:
+        raise
+    except Exception as error:  # on other content, numpy and zipfile raise about anything
+        raise damaged(path) from error
+    shapes = {classes.shape for classes in found.values()}
+    fine = (
+        found.keys() >= _PREDICTIONS
+        and len(shapes) == 1
+        and all(
+            classes.ndim == 1 and classes.dtype.kind == "u" and classes.size > 0 and classes.max() < _MOST_CLASSES
+            for classes in found.values()
+        )
+    )
+    if not fine:
+        raise damaged(path)
+    return found
 
 
 def _read_as_described(path: Path, described: Mapping[str, Any]) -> bytes:
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise damaged(path) from error
     if hashlib.sha256(content).hexdigest() != described["sha256"]:
@@ -165,6 +210,11 @@ def _read_as_described(path: Path, described: Mapping[str, Any]) -> bytes:
 def plain(value: Any) -> Any:
     """`value` in the types of JSON, as reading it back from JSON would give it."""
     return plain(value.item()) if hasattr(value, "item") else value
+
+
+@plain.register
+def _(value: str) -> str:
+    return printable(value)
 
 
 @plain.register

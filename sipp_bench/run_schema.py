@@ -1,14 +1,17 @@
-"""What the files of a run folder must hold before anything is made of them: run folders are passed around.
+"""Where the files of a run folder are, and what they must hold before anything is made of them: folders are passed on.
 
 Of each file only what is read is described; further keys are allowed. `records` says how values are written.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, StringConstraints, ValidationError
 
-from sipp_bench.records import damaged
+from sipp_bench.errors import StoreError
+from sipp_bench.files import refuse_way_out
+from sipp_bench.records import check_format, damaged, read_json, unpack, unpack_predictions
 from sipp_bench.suite import MOST_LETTERS
 
 CellId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+=-]*$", max_length=MOST_LETTERS)]
@@ -126,3 +129,69 @@ def number(file: Path, value: Any) -> float:
     except (ValueError, OverflowError) as error:
         raise damaged(file) from error
     return float("nan") if found is None else found
+
+
+# Where a cell's files are in the run folder `path`.
+
+
+def cell_path(path: Path, cell_id: str) -> Path:
+    return path / "cells" / f"{cell_id}.json"
+
+
+def timing_path(path: Path, cell_id: str) -> Path:
+    return path / "cells" / f"{cell_id}.timing.json"
+
+
+def arrays_path(path: Path, cell_id: str) -> Path:
+    return path / "cells" / f"{cell_id}.safetensors"
+
+
+def predictions_path(path: Path, cell_id: str) -> Path:
+    return path / "cells" / f"{cell_id}.predictions.npz"
+
+
+def ids(path: Path, meta: Mapping[str, Any]) -> list[str]:
+    """The cells that are finished, in the suite's order."""
+    return [cell for cell in meta["cells"] if cell_path(path, cell).is_file()]
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """run.json of a run folder. Raises StoreError when there is none, or it is damaged or of another format."""
+    file = path / "run.json"
+    if not file.is_file():
+        raise StoreError(f"{path} is not a run folder: it has no run.json. Make one with: sipp-bench run SUITE")
+    for entry in (file, path / "cells"):
+        refuse_way_out(path, entry)
+    meta = read_json(file)
+    check_format(file, meta)
+    require(Meta, file, meta)
+    return meta
+
+
+def read_cell(path: Path, cell_id: str) -> dict[str, Any]:
+    """ID.json of a cell. Raises StoreError when it, or the size of a file that belongs to it, is not as written."""
+    file, arrays, predictions = (where(path, cell_id) for where in (cell_path, arrays_path, predictions_path))
+    timing = timing_path(path, cell_id)
+    for entry in (file, timing, arrays, predictions):
+        refuse_way_out(path, entry)
+    cell = read_json(file)
+    check_format(file, cell)
+    require(Cell, file, cell)
+    if cell["id"] != cell_id:
+        raise damaged(file)
+    for file, described in ((arrays, cell["blocks"]), (predictions, cell.get("predictions"))):
+        if described and not (file.is_file() and file.stat().st_size == described["bytes"]):
+            raise damaged(file)
+    if not timing.is_file():
+        raise damaged(timing)
+    return cell
+
+
+def read_whole(path: Path, cell_id: str) -> dict[str, Any]:
+    """As `read_cell`, and its arrays and predictions are what such files hold."""
+    cell = read_cell(path, cell_id)
+    if cell["blocks"]:
+        unpack(arrays_path(path, cell_id), cell["blocks"])
+    if cell.get("predictions"):
+        unpack_predictions(predictions_path(path, cell_id), cell["predictions"])
+    return cell

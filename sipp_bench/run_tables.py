@@ -1,5 +1,13 @@
 """The tables of a run, which `store.load_run` makes of its files: column -> type, in order."""
 
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sipp_bench import run_schema
+
 KEYS = {"id": "str", "network": "str", "data": "str", "seed": "int64", "method": "str", "keep": "float64"}
 """What says which cell a row is about."""
 _CELLS = (
@@ -54,3 +62,39 @@ LISTS = frozenset(
     {"class_accuracies", "class_loss_changes", "corruption_errors", "excess_errors", "split_accuracies", *_LATENCIES}
 )
 """Columns with a list of numbers in each row."""
+
+
+def make_tables(
+    path: Path, cells: Sequence[Mapping[str, Any]], timings: Sequence[dict[str, Any]]
+) -> dict[str, pd.DataFrame]:
+    """Name -> table, of the cells and times read from the run folder `path`; with all columns, if without a row.
+
+    Raises StoreError, naming the file, for a column of numbers with something else in it.
+    """
+    rows = {"cells": cells, "layers": _rows_of("layers", cells), "checks": _rows_of("checks", cells)}
+    tables = {name: _table(path, found, TABLES[name]) for name, found in (rows | {"timings": timings}).items()}
+    return tables | {"skipped": _table(path, _skipped(cells), SKIPPED)}
+
+
+def _rows_of(part: str, cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    # Early rows of layers have a `keep` of their own, which is not the cell's.
+    return [row | {key: cell[key] for key in KEYS} for cell in cells for row in cell.get(part, ())]
+
+
+def _skipped(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {key: cell[key] for key in KEYS} | {"layer": layer, "reason": reason}
+        for cell in cells
+        for layer, reason in (cell.get("skipped") or {}).items()
+    ]
+
+
+def _table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
+    table = {}
+    for name, dtype in columns.items():
+        values = [row.get(name) for row in rows]
+        if dtype == "float64":  # null is NaN, and float() reads "Infinity"
+            files = (run_schema.cell_path(path, row["id"]) for row in rows)
+            values = [run_schema.number(file, value) for file, value in zip(files, values, strict=True)]
+        table[name] = pd.Series(values, dtype=dtype)
+    return pd.DataFrame(table)

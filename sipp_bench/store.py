@@ -15,7 +15,7 @@
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,14 +24,11 @@ from typing import Any, Self
 import pandas as pd
 from numpy.typing import NDArray
 
-from sipp_bench import run_schema
 from sipp_bench.errors import StoreError
-from sipp_bench.files import write_atomically
+from sipp_bench.files import refuse_irregular, refuse_way_out, sweep, write_atomically
 from sipp_bench.records import (
     FORMAT,
     Arrays,
-    check_format,
-    damaged,
     pack,
     pack_predictions,
     plain,
@@ -40,7 +37,17 @@ from sipp_bench.records import (
     unpack,
     unpack_predictions,
 )
-from sipp_bench.run_tables import KEYS, SKIPPED, TABLES
+from sipp_bench.run_schema import (
+    arrays_path,
+    cell_path,
+    ids,
+    predictions_path,
+    read_cell,
+    read_meta,
+    read_whole,
+    timing_path,
+)
+from sipp_bench.run_tables import make_tables
 from sipp_bench.suite import Cell
 
 _SYSTEM = ("machine", "versions", "commit", "dirty")
@@ -54,7 +61,8 @@ class Store:
     the commit are not what they were, the new ones are added to its list `resumed`.
 
     Raises StoreError when the folder cannot be written, belongs to another suite or is no run folder, when
-    another process is writing to it, and when a finished cell in it is damaged.
+    another process is writing to it, when a finished cell in it is damaged, and when the folder or a finished cell is
+    gone while it is open: what was measured since would be a part that looks like the whole.
     """
 
     def __init__(self, path: Path | str, meta: Mapping[str, Any]) -> None:
@@ -63,7 +71,8 @@ class Store:
         try:
             _refuse_strange_folder(self.path)
             self._cells.mkdir(parents=True, exist_ok=True)
-            _refuse_way_out(self.path, self._cells)
+            refuse_way_out(self.path, self._cells)
+            refuse_irregular(self.path / ".lock")
             # Not through a link: a folder that somebody else made could have anything behind it.
             self._lock = os.fdopen(os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w")
         except OSError as error:
@@ -72,11 +81,10 @@ class Store:
             ) from error
         try:
             self._take_lock()
-            for leftover in [*self.path.glob(".*.tmp"), *self._cells.glob(".*.tmp")]:
-                with contextlib.suppress(OSError):
-                    leftover.unlink()
+            for folder in (self.path, self._cells):
+                sweep(folder)
             self._meta = self._begin(plain(meta))
-            self._status = {cell: _read_cell(self.path, cell)["status"] for cell in _ids(self.path, self._meta)}
+            self._status = {cell: read_whole(self.path, cell)["status"] for cell in ids(self.path, self._meta)}
         except BaseException:
             self._lock.close()
             raise
@@ -87,7 +95,11 @@ class Store:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._lock.close()
+        try:
+            if error is None:
+                self._require_there()
+        finally:
+            self._lock.close()
 
     def status(self, cell: Cell) -> str | None:
         """Of a cell: "done", "failed", or None when it has not been run."""
@@ -126,20 +138,20 @@ class Store:
         with contextlib.suppress(OSError):  # where this cannot be removed, the next line says so
             trace.unlink()
         if traceback is not None:
-            write_atomically(trace, traceback)
-        write_atomically(_timing_path(self.path, cell.id), sealed_json(timing))
+            self._write(trace, traceback)
+        self._write(timing_path(self.path, cell.id), sealed_json(timing))
         described = None
         if blocks:
             content, described = pack(blocks)
-            write_atomically(_arrays_path(self.path, cell.id), content)
+            self._write(arrays_path(self.path, cell.id), content)
         classes = None
         if predicted:
             content, classes = pack_predictions(predicted)
-            write_atomically(_predictions_path(self.path, cell.id), content)
+            self._write(predictions_path(self.path, cell.id), content)
         keys = {"network": cell.network, "data": cell.data, "seed": cell.seed, "method": cell.method}
         record = {"format": FORMAT, "id": cell.id, **keys, "keep": cell.keep, **result, "blocks": described}
         record["predictions"] = classes
-        write_atomically(_cell_path(self.path, cell.id), sealed_json(record))
+        self._write(cell_path(self.path, cell.id), sealed_json(record))
         self._status[cell.id] = str(result["status"])
 
     def _take_lock(self) -> None:
@@ -157,7 +169,7 @@ class Store:
             self._meta = {"format": FORMAT, "data": {}, "checkpoints": {}, "resumed": [], **meta}
             self._write_meta()
             return self._meta
-        self._meta = _read_meta(self.path)
+        self._meta = read_meta(self.path)
         if self._meta["suite"]["sha256"] != meta["suite"]["sha256"]:
             raise StoreError(
                 f"The run folder {self.path} belongs to another suite, or to this one before it was edited. "
@@ -171,7 +183,32 @@ class Store:
         return self._meta
 
     def _write_meta(self) -> None:
-        write_atomically(self.path / "run.json", sealed_json(self._meta))
+        self._write(self.path / "run.json", sealed_json(self._meta))
+
+    def _write(self, path: Path, content: bytes | str) -> None:
+        self._require_folder()
+        write_atomically(path, content)
+
+    def _require_folder(self) -> None:
+        """Raise StoreError unless the run folder is still the one that was opened: its lock is in it."""
+        try:
+            same = os.path.samestat(os.fstat(self._lock.fileno()), (self.path / ".lock").lstat())
+        except OSError:
+            same = False
+        if not same:
+            raise StoreError(
+                f"The run folder {self.path} was deleted, moved or replaced while the run was writing to it. "
+                "Run the suite again; what is not there is measured anew."
+            )
+
+    def _require_there(self) -> None:
+        self._require_folder()
+        gone = [cell for cell in self._status if not cell_path(self.path, cell).is_file()]
+        if gone:
+            raise StoreError(
+                f"{len(gone)} finished cells, the first {gone[0]}, were deleted from {self.path} while the run went "
+                "on. Run the suite again; it measures them anew."
+            )
 
 
 @dataclass(frozen=True)
@@ -193,8 +230,8 @@ class Run:
 
         Raises StoreError when the file is missing or damaged.
         """
-        described = _read_cell(self.path, cell_id)["blocks"]
-        return unpack(_arrays_path(self.path, cell_id), described) if described else {}
+        described = read_cell(self.path, cell_id)["blocks"]
+        return unpack(arrays_path(self.path, cell_id), described) if described else {}
 
     def predictions(self, cell_id: str) -> dict[str, NDArray[Any]]:
         """Classes (test points,) of a cell by name: labels, dense, pruned, retrained, control; {} where it has none.
@@ -202,8 +239,8 @@ class Run:
         In the order of the data set's test part. Runs of before have none, and neither have failed cells. Raises
         StoreError when the file is missing or damaged.
         """
-        described = _read_cell(self.path, cell_id).get("predictions")
-        return unpack_predictions(_predictions_path(self.path, cell_id), described) if described else {}
+        described = read_cell(self.path, cell_id).get("predictions")
+        return unpack_predictions(predictions_path(self.path, cell_id), described) if described else {}
 
 
 def load_run(path: Path | str) -> Run:
@@ -212,68 +249,10 @@ def load_run(path: Path | str) -> Run:
     Raises StoreError when it is no run folder, of another format version, or when a file in it is damaged.
     """
     path = Path(path)
-    meta = _read_meta(path)
-    cells = [_read_cell(path, cell) for cell in _ids(path, meta)]
-    timings = [read_json(_timing_path(path, cell["id"])) | {"id": cell["id"]} for cell in cells]
-    return Run(
-        path=path,
-        meta=meta,
-        cells=_table(path, cells, TABLES["cells"]),
-        layers=_table(path, _rows_of("layers", cells), TABLES["layers"]),
-        checks=_table(path, _rows_of("checks", cells), TABLES["checks"]),
-        timings=_table(path, timings, TABLES["timings"]),
-        skipped=_table(path, _skipped(cells), SKIPPED),
-    )
-
-
-def _rows_of(part: str, cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    # Early rows of layers have a `keep` of their own, which is not the cell's.
-    return [row | {key: cell[key] for key in KEYS} for cell in cells for row in cell.get(part, ())]
-
-
-def _skipped(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {key: cell[key] for key in KEYS} | {"layer": layer, "reason": reason}
-        for cell in cells
-        for layer, reason in (cell.get("skipped") or {}).items()
-    ]
-
-
-def _table(path: Path, rows: list[dict[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
-    table = {}
-    for name, dtype in columns.items():
-        values = [row.get(name) for row in rows]
-        if dtype == "float64":  # null is NaN, and float() reads "Infinity"
-            files = (_cell_path(path, row["id"]) for row in rows)
-            values = [run_schema.number(file, value) for file, value in zip(files, values, strict=True)]
-        table[name] = pd.Series(values, dtype=dtype)
-    return pd.DataFrame(table)
-
-
-def _cell_path(path: Path, cell_id: str) -> Path:
-    return path / "cells" / f"{cell_id}.json"
-
-
-def _timing_path(path: Path, cell_id: str) -> Path:
-    return path / "cells" / f"{cell_id}.timing.json"
-
-
-def _arrays_path(path: Path, cell_id: str) -> Path:
-    return path / "cells" / f"{cell_id}.safetensors"
-
-
-def _predictions_path(path: Path, cell_id: str) -> Path:
-    return path / "cells" / f"{cell_id}.predictions.npz"
-
-
-def _ids(path: Path, meta: Mapping[str, Any]) -> list[str]:
-    return [cell for cell in meta["cells"] if _cell_path(path, cell).is_file()]
-
-
-def _refuse_way_out(path: Path, entry: Path) -> None:
-    """Raise StoreError when `entry` of a run folder is a link that leads out of it."""
-    if entry.is_symlink() and not entry.resolve().is_relative_to(path.resolve()):
-        raise StoreError(f"{entry} is a link that leads out of the run folder. Put what it leads to there instead.")
+    meta = read_meta(path)
+    cells = [read_cell(path, cell) for cell in ids(path, meta)]
+    timings = [read_json(timing_path(path, cell["id"])) | {"id": cell["id"]} for cell in cells]
+    return Run(path=path, meta=meta, **make_tables(path, cells, timings))
 
 
 def _refuse_strange_folder(path: Path) -> None:
@@ -282,33 +261,3 @@ def _refuse_strange_folder(path: Path) -> None:
     strange = {entry.name for entry in path.iterdir() if not entry.name.endswith(".tmp")} - {"cells", ".lock"}
     if strange:
         raise StoreError(f"{path} is not empty and not a run folder (it holds {min(strange)}). Choose another with -o.")
-
-
-def _read_meta(path: Path) -> dict[str, Any]:
-    file = path / "run.json"
-    if not file.is_file():
-        raise StoreError(f"{path} is not a run folder: it has no run.json. Make one with: sipp-bench run SUITE")
-    for entry in (file, path / "cells"):
-        _refuse_way_out(path, entry)
-    meta = read_json(file)
-    check_format(file, meta)
-    run_schema.require(run_schema.Meta, file, meta)
-    return meta
-
-
-def _read_cell(path: Path, cell_id: str) -> dict[str, Any]:
-    file, arrays, predictions = (where(path, cell_id) for where in (_cell_path, _arrays_path, _predictions_path))
-    timing = _timing_path(path, cell_id)
-    for entry in (file, timing, arrays, predictions):
-        _refuse_way_out(path, entry)
-    cell = read_json(file)
-    check_format(file, cell)
-    run_schema.require(run_schema.Cell, file, cell)
-    if cell["id"] != cell_id:
-        raise damaged(file)
-    for file, described in ((arrays, cell["blocks"]), (predictions, cell.get("predictions"))):
-        if described and not (file.is_file() and file.stat().st_size == described["bytes"]):
-            raise damaged(file)
-    if not timing.is_file():
-        raise damaged(timing)
-    return cell

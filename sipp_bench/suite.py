@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from sipp_bench.errors import OptionError, SuiteError
+from sipp_bench.files import read_regular
 from sipp_bench.phrases import describe, unknown
 from sipp_bench.protocols import Protocol, list_protocols, make_protocol
 from sipp_bench.suite_tables import Measures, Method, Table, Target, choose, distinct, require, require_label, slug
@@ -227,7 +228,7 @@ def load_suite(name_or_path: str | Path) -> Suite:
     if path.suffix != ".toml" and not path.exists():
         raise SuiteError(unknown(name, sorted(shipped), "suite") + " Or give the path of a .toml file.")
     try:
-        text = path.read_bytes().decode()
+        text = read_regular(path).decode()
     except OSError as error:
         raise SuiteError(f"Cannot read the suite file {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sipp_bench as sb
-from sipp_bench.cli import parse_options
+from sipp_bench.cli_prune import parse_options
 from sipp_bench.compare import baseline, compare
 from sipp_bench.errors import SippBenchError
 from sipp_bench.point_files import read_points

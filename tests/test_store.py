@@ -25,7 +25,15 @@ META = {
 }
 TIMING = {"fit_seconds": 1.0, "prune_seconds": 0.1, "evaluate_seconds": 0.2, "check_seconds": 0.3}
 PREDICTED = {"labels": np.array([0, 0, 9]), "dense": np.array([0, 1, 9]), "pruned": np.array([300, 1, 9])}
-BLOCKS = {"fc1.weight": {"epsilon": np.array([[0.1, np.inf]], dtype=np.float32), "draws": np.array([[3, 0]])}}
+ERRORS = np.array([[0.05, 0.2]], dtype=np.float32)
+BLOCKS = {
+    "fc1.weight": {
+        "epsilon": np.array([[0.1, np.inf]], dtype=np.float32),
+        "error_S": ERRORS,
+        "error_fresh": ERRORS,
+        "draws": np.array([[3, 0]]),
+    }
+}
 
 
 def done(**facts: Any) -> dict[str, Any]:
@@ -240,7 +248,7 @@ def test_two_writers_are_refused_and_the_lock_goes_with_its_holder(tmp_path: Pat
 
 def test_leftovers_of_killed_writes_are_ignored_and_cleared(tmp_path: Path) -> None:
     write_run(tmp_path)
-    leftovers = [tmp_path / ".run.json.x1.tmp", tmp_path / "cells" / f".{CELLS[0].id}.json.x2.tmp"]
+    leftovers = [tmp_path / ".run.json.k3_x9abc.tmp", tmp_path / "cells" / f".{CELLS[0].id}.json.0.tmp"]
     for leftover in leftovers:
         leftover.write_text('{"half')
     assert len(load_run(tmp_path).cells) == len(CELLS)
@@ -252,14 +260,16 @@ def test_leftovers_of_killed_writes_are_ignored_and_cleared(tmp_path: Path) -> N
 def test_a_kill_before_run_json_leaves_a_usable_folder(tmp_path: Path) -> None:
     (tmp_path / "cells").mkdir()
     (tmp_path / ".lock").touch()
-    (tmp_path / ".run.json.x.tmp").write_text("{")
+    (tmp_path / ".run.json.0.tmp").write_text("{")
     with Store(tmp_path, META) as store:
         assert store.status(CELLS[0]) is None
 
 
 def test_the_cell_file_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
-    monkeypatch.setattr(store_module, "write_atomically", lambda path, content: written.append(path.name))
+    monkeypatch.setattr(
+        store_module, "write_atomically", lambda path, content: written.append(path.name) or path.touch()
+    )
     with Store(tmp_path, META) as store:
         written.clear()
         store.write_cell(CELLS[0], done(), TIMING, BLOCKS)

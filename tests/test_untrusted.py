@@ -1,4 +1,4 @@
-"""Files from others: nothing in them is run, no path leads out of the run folder, what they say is shown as text."""
+"""Files from others: nothing in them is run, no path leads out of the folder, what they say is shown as text."""
 
 import ast
 import gzip
@@ -60,7 +60,7 @@ def calls(name: str) -> Iterator[tuple[str, dict[str, ast.expr]]]:
 ])  # fmt: skip
 def test_files_are_read_without_unpickling(name: str, argument: str, value: bool) -> None:
     found = dict(calls(name))
-    assert len(found) > 1, "the search finds something"
+    assert found, "the search finds something"
     for place, arguments in found.items():
         given = arguments.get(argument)
         assert isinstance(given, ast.Constant), place
@@ -112,7 +112,7 @@ def test_links_that_lead_out_are_refused(run: Path, tmp_path: Path) -> None:
     outside.mkdir()
     cell.rename(outside / cell.name)
     cell.symlink_to(outside / cell.name)
-    with pytest.raises(StoreError, match="leads out of the run folder"):
+    with pytest.raises(StoreError, match="leads out of the folder"):
         load_run(run)
     cell.unlink()
     (outside / cell.name).rename(run / "moved.json")
@@ -132,7 +132,7 @@ def test_nothing_is_written_through_links(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "cells").symlink_to(outside)
-    with pytest.raises(StoreError, match="leads out of the run folder"), Store(other, META):
+    with pytest.raises(StoreError, match="leads out of the folder"), Store(other, META):
         pass
     assert list(outside.iterdir()) == []
     trace = run / "cells" / f"{CELL.id}.timing.json"

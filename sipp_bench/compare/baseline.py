@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sipp_bench.errors import OptionError, StoreError
-from sipp_bench.files import write_atomically
+from sipp_bench.files import read_regular, write_atomically
 from sipp_bench.records import read_json, sealed_json
 from sipp_bench.store import load_run
 
@@ -58,7 +58,7 @@ def _history(output: Path) -> list[dict[str, object]]:
     if not output.exists():
         return []
     try:
-        history = json.loads((output / HISTORY).read_bytes())
+        history = json.loads(read_regular(output / HISTORY))
     except (OSError, ValueError) as error:
         raise StoreError(f"{output} is no baseline: it has no readable {HISTORY}. Choose another with -o.") from error
     if not isinstance(history, list):

@@ -21,6 +21,7 @@ from sipp_bench.compare.timings import (
     took_turns,
 )
 from sipp_bench.errors import StoreError
+from sipp_bench.files import read_regular
 
 HISTORY = "history.json"
 """The file of a baseline's folder that is no run."""
@@ -56,7 +57,7 @@ def compare(base: Path, new: Path) -> Comparison:
 def read(path: Path) -> dict[str, Any]:
     """What is in a JSON file of pytest-benchmark. Raises StoreError, naming the file, when it is none."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path))
     except OSError as error:
         raise StoreError(f"Cannot read {path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:

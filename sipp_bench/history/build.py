@@ -9,7 +9,8 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from sipp_bench.files import write_atomically
+from sipp_bench.export import to_csv
+from sipp_bench.files import sweep, write_atomically
 from sipp_bench.history.figures import Trend, trend
 from sipp_bench.history.points import SERIES, Entry, read_history
 from sipp_bench.history.steps import ALPHA, ORDERS, SIDE, fewest_runs, find_steps
@@ -30,6 +31,8 @@ def build_history(runs: Sequence[Path | str], output: Path | str) -> Path:
     drawn = tuple(entry for entry in history.entries if entry.problem is None)
     steps = marked_steps(history.points)
     figures = _figures(history.points, steps, drawn)
+    for folder in (output, output / "figures"):
+        sweep(folder)
     for figure in figures:
         write_atomically(output / "figures" / f"{figure.name}.png", figure.drawn.png)
         write_atomically(output / "figures" / f"{figure.name}.svg", figure.drawn.svg)
@@ -37,7 +40,7 @@ def build_history(runs: Sequence[Path | str], output: Path | str) -> Path:
         **{name: [getattr(drawn[run], name) for run in history.points["run"]] for name in ("date", "commit", "letter")}
     )
     for name, table in (("points", points), ("steps", steps)):
-        write_atomically(output / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
+        write_atomically(output / f"{name}.csv", to_csv(table))
     context = {
         "title": f"History of {len(history.entries)} runs",
         "runs": [_run_row(entry, before) for entry, before in _with_previous(history.entries)],

@@ -1,12 +1,11 @@
 """The registry of pruning methods, and the two calls that most people need: `fit` and `prune`."""
 
-import difflib
 import inspect
 from typing import Any
 
 from torch import Tensor, nn
 
-from sipp_bench.errors import OptionError
+from sipp_bench.errors import OptionError, did_you_mean
 from sipp_bench.methods.magnitude import Magnitude
 from sipp_bench.methods.protocol import Fitted, Method, Observation, Selection, fit_method, fitted
 from sipp_bench.methods.random import Random
@@ -57,8 +56,7 @@ def register_method(name: str, cls: type[Method]) -> None:
 def make_method(name: str, **options: Any) -> Method:
     """The method with these options; OptionError names what is allowed when the name or an option is not."""
     if name not in _REGISTRY:
-        near = difflib.get_close_matches(str(name), _REGISTRY, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(str(name), list_methods())
         raise OptionError(f"There is no method {name!r}.{hint} The methods are: {', '.join(list_methods())}.")
     cls = _REGISTRY[name]
     allowed = list(inspect.signature(cls).parameters)

@@ -1,5 +1,6 @@
 """Runs in, a folder out: a site of static pages with its figures, its data, an explorer, and a Markdown version."""
 
+import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from sipp_bench.errors import StoreError
-from sipp_bench.files import write_atomically
+from sipp_bench.export import to_csv
+from sipp_bench.files import printable, refuse_way_out, sweep, write_atomically
 from sipp_bench.report import layers, prose, tables
 from sipp_bench.report.bounds import bound_counts, check_summary
 from sipp_bench.report.collect import Collected, RunLike, collect
@@ -40,10 +42,16 @@ def build_report(
     where the data is on this machine.
 
     Raises StoreError when there is no run, when one has no finished cell or is damaged, when `theory` is no theory
-    run's folder, and when `output` cannot be written.
+    run's folder, when `output` cannot be written, and when a link in it, or in a run folder on the way to it, leads
+    out.
     """
+    output = Path(output)
+    # A run folder that somebody else made could have anything behind the links in it.
+    own = next((path for path in map(Path, run_dirs) if _normal(output).is_relative_to(_normal(path))), output)
+    for folder in _folders(output):
+        refuse_way_out(own, folder)
     runs = {label: load_run(path) for label, path in _labels(run_dirs).items()}
-    return write_report(runs, Path(output), None if theory is None else read_theory(Path(theory)), images)
+    return write_report(runs, output, None if theory is None else read_theory(Path(theory)), images)
 
 
 def write_report(runs: Mapping[str, RunLike], output: Path, theory: Theory | None = None, images: bool = True) -> Path:
@@ -58,6 +66,8 @@ def write_report(runs: Mapping[str, RunLike], output: Path, theory: Theory | Non
     sections = [section_of(report, found, target, at) for at, target in enumerate(report.targets(), start=1)]
     data = _data(report, found, theory)
     context = _context(report, found, sections, theory, list(data))
+    for folder in _folders(output):
+        sweep(folder)
     for section in sections:
         for picture in section.pictures():
             write_atomically(output / "figures" / f"{picture.name}.png", picture.drawn.png)
@@ -75,6 +85,15 @@ def write_report(runs: Mapping[str, RunLike], output: Path, theory: Theory | Non
     for file in reversed(PAGES):
         written = write_atomically(output / file, render_page(file, context))
     return written
+
+
+def _folders(output: Path) -> list[Path]:
+    """Those that a report has files in."""
+    return [output, *(output / name for name in ("figures", "data", "explorer"))]
+
+
+def _normal(path: Path) -> Path:
+    return Path(os.path.normpath(path.absolute()))  # without following links, as `resolve` does
 
 
 def _context(
@@ -125,7 +144,7 @@ def _data(report: Collected, found: Found, theory: Theory | None) -> dict[str, s
         **({} if found.counts.empty else {"bounds.csv": found.counts}),
         **({} if report.merged.again.empty else {"counted-once.csv": report.merged.again[AGAIN]}),
     }
-    written = {name: frame.to_csv(index=False, lineterminator="\n") for name, frame in frames.items()}
+    written = {name: to_csv(frame) for name, frame in frames.items()}
     return written | (theory.data if theory else {})
 
 
@@ -133,7 +152,7 @@ def _labels(run_dirs: Sequence[Path | str]) -> dict[str, Path]:
     """A short name for each run folder: the folder's name, numbered where several have the same."""
     labelled: dict[str, Path] = {}
     for path in map(Path, run_dirs):
-        name = path.resolve().name
+        name = printable(path.resolve().name)
         taken = sum(1 for label in labelled if label == name or label.startswith(f"{name} ("))
         labelled[name if not taken else f"{name} ({taken + 1})"] = path
     return labelled

@@ -11,6 +11,7 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from sipp_bench.errors import StoreError
+from sipp_bench.files import read_regular
 from sipp_bench.report.style import DPI
 from sipp_bench.report.tables import NOTHING, Table, number, percent, share
 
@@ -60,9 +61,9 @@ class Theory:
 def read_theory(folder: Path) -> Theory:
     """Read a theory run's folder. Raises StoreError when it is none, or when a file in it is damaged."""
     try:
-        raw = json.loads((folder / "data" / "theory.json").read_bytes())
-        data = {name: (folder / "data" / f"{name}.csv").read_text(encoding="utf-8") for name in DATA}
-        matrix = pd.read_csv(folder / "data" / "matrix.csv")
+        raw = json.loads(read_regular(folder / "data" / "theory.json"))
+        data = {name: read_regular(folder / "data" / f"{name}.csv").decode() for name in DATA}
+        matrix = pd.read_csv(BytesIO(read_regular(folder / "data" / "matrix.csv")))
         pictures = [_plate(folder, name) for name in PICTURES]
         return Theory(
             summary=_summary(raw, matrix),
@@ -83,7 +84,7 @@ def read_theory(folder: Path) -> Theory:
 
 
 def _plate(folder: Path, name: str) -> Plate:
-    content = (folder / "figures" / f"{name}.png").read_bytes()
+    content = read_regular(folder / "figures" / f"{name}.png")
     with Image.open(BytesIO(content)) as image:
         width = image.width
     caption, alt = PICTURES[name]

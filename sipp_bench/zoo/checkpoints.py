@@ -6,7 +6,6 @@ half of a pair.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sipp_bench.errors import CheckpointError
+from sipp_bench.files import load_tensors, read_regular
 
 FORMAT = 1
 _HEADER = "sipp-bench"
@@ -49,7 +49,7 @@ def load_checkpoint(model: nn.Module, path: Path | str, key: str | None = None) 
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except (OSError, ValueError) as error:  # a name with a NUL byte is no OSError
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
@@ -99,11 +99,10 @@ def _parse_torch(content: bytes, path: Path, key: str | None) -> dict[str, Tenso
     if key is not None:
         raise CheckpointError(f"{path} is truncated or damaged: it is no safetensors file. {_delete(key)}")
     try:
-        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # on bytes that are no checkpoint, torch.load raises about anything
+        loaded = load_tensors(content)
+    except OSError as error:
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: {_sentence(error)} It may be truncated, or hold more than "
-            "tensors, which is refused because loading would run its code. Save model.state_dict() instead."
+            f"{path} cannot be read as a checkpoint: {error.strerror}. Save model.state_dict() instead."
         ) from error
     for wrapper in _WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from sipp_bench.errors import ModelError, OptionError
+from sipp_bench.files import read_regular
 from sipp_bench.zoo.vision import declare_missing_operators, torchvision
 
 Weights = Literal["pretrained"] | None
@@ -91,7 +92,7 @@ def _require_published(file: Path) -> None:
     if (
         hashed is not None
         and file.is_file()
-        and not hashlib.sha256(file.read_bytes()).hexdigest().startswith(hashed[1])
+        and not hashlib.sha256(read_regular(file)).hexdigest().startswith(hashed[1])
     ):
         raise ModelError(f"{file} is not what was published: its SHA-256 is not that of its name. Delete it.")
 

@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sipp_bench.errors import DataError
-from sipp_bench.point_files import IMAGENET_MEAN, IMAGENET_STD, image_files, memory_bytes, read_image
+from sipp_bench.files import open_regular
+from sipp_bench.memory import require_room
+from sipp_bench.point_files import IMAGENET_MEAN, IMAGENET_STD, image_files, read_image
 from sipp_bench.zoo.folders import data_dir, data_dirs
 from sipp_bench.zoo.vision import torchvision
 
@@ -97,8 +99,8 @@ class Idx:
     def _content(folder: Path, name: str, sha256: str) -> Bytes:
         file = next(file for file in _either(folder, name) if file.is_file())
         try:
-            with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:
-                content = opened.read(_LARGEST + 1)  # no more: an archive may unpack to anything
+            with open_regular(file) as opened, gzip.open(opened) if file.suffix == ".gz" else opened as unpacked:
+                content = unpacked.read(_LARGEST + 1)  # no more: an archive may unpack to anything
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{file} cannot be read: {error}. Get the file again.") from error
         found = hashlib.sha256(content).hexdigest()
@@ -177,12 +179,13 @@ class ImageFolder:
         """Images (n, 3, size, size), class by class, and the classes' positions."""
         files = self.files()
         rows = sum(map(len, files))
-        needed, there = rows * 3 * self.size**2 * 5, memory_bytes()
-        if needed > there:
+        try:
+            require_room(rows * 3 * self.size**2 * 5)  # as bytes, and as float32
+        except OSError as error:
             raise DataError(
-                f"The {rows} images in {self.folder} need {needed / 2**30:.0f} GB of memory of {there / 2**30:.0f}. "
+                f"The {rows} images in {self.folder} cannot be read: {error.strerror}. "
                 "Give a folder with fewer images of each class."
-            )
+            ) from error
         images = np.empty((rows, 3, self.size, self.size), np.uint8)
         for row, file in enumerate(file for each in files for file in each):
             images[row] = read_image(file, self.size)

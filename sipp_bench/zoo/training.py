@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, pad
 from tqdm import tqdm
 
 from sipp_bench.errors import CheckpointError, ModelError, OptionError, PointsError, StoreError
-from sipp_bench.files import making, write_atomically
+from sipp_bench.files import load_tensors, making, read_regular, write_atomically
 from sipp_bench.parts import torch_threads
 from sipp_bench.seeds import generator
 from sipp_bench.zoo import checkpoints, models
@@ -145,7 +145,7 @@ def _resume(
     if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_tensors(read_regular(path))
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         order.set_state(state["order"])
@@ -156,9 +156,9 @@ def _resume(
     except FileNotFoundError:  # another process that trains the same network has just finished
         return None
     except Exception as error:  # on bytes that are no such state, torch.load raises about anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = getattr(error, "strerror", None) or "it is of another training"
         raise CheckpointError(
-            f"The training that {path} holds cannot go on: {reason} Delete that file, and it begins again."
+            f"The training that {path} holds cannot go on: {reason}. Delete that file, and it begins again."
         ) from error
 
 

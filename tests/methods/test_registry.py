@@ -42,7 +42,7 @@ def test_a_method_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_methods_are_named_with_the_known() -> None:
-    with pytest.raises(OptionError, match="Did you mean 'sipp-hybrid'") as refused:
+    with pytest.raises(OptionError, match="Did you mean sipp-hybrid") as refused:
         sb.check_options("sipp-hybird", {})
     assert all(name in str(refused.value) for name in sb.list_methods())
     model, points = build("mlp")
@@ -69,3 +69,10 @@ def test_options_reach_the_method() -> None:
     with pytest.raises(OptionError, match="scope"):
         sb.check_options("magnitude", {"delta": 0.1})
     assert sb.make_method("wanda").options() == {"scope": "output"}
+
+
+def test_the_beginning_of_names_is_nearer_than_another_name() -> None:
+    with pytest.raises(OptionError, match=r"Did you mean sipp-det, sipp-hybrid, sipp-mixture or sipp-rand\?"):
+        sb.make_method("sipp")
+    with pytest.raises(OptionError, match=r"no method 'zzz'\. The methods are"):
+        sb.make_method("zzz")

@@ -13,6 +13,7 @@ import torch
 from installed import lacking
 from PIL import Image
 
+from sipp_bench import memory
 from sipp_bench.errors import DataError
 from sipp_bench.zoo import data, sources
 from sipp_bench.zoo.sources import Idx
@@ -165,7 +166,7 @@ def test_folders_that_cannot_be_split_or_held_are_refused(tmp_path: Path, monkey
     with pytest.raises(DataError, match="Give more images of each class"):
         data.load(f"folder:{tmp_path / 'pets'}")
     data._read_checked.cache_clear()
-    monkeypatch.setattr(sources, "memory_bytes", lambda: 1000)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
     with pytest.raises(DataError, match="fewer images of each class"):
         data.load(f"folder:{tmp_path / 'pets'}")
     (tmp_path / "pets" / "empty").mkdir()

@@ -52,6 +52,7 @@ class Context:
     draws: int
     own_draws: dict[float, object] = field(default_factory=dict)
     _pruned: dict[float, Pruned] = field(default_factory=dict)
+    _errors: dict[float, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @cached_property
     def fitted(self) -> Fitted:
@@ -158,15 +159,19 @@ class Cell:
         """Every pruned weight's blocks."""
         return blocks_of(self.context.sensitivity, self.weights, self.pruned.guarantee)
 
-    def errors(self) -> dict[str, Tensor]:
+    def errors(self) -> Mapping[str, Tensor]:
         """Measured r of every block, the largest over S, patches and activation signs: (neurons, 2), independently
-        of the library. A weight that S never reached has none, and error 0."""
+        of the library. A weight that S never reached has none, and error 0. Several claims ask; computed once."""
+        known = self.context._errors
+        if self.keep in known:
+            return known[self.keep]
         largest = {
             name: torch.zeros(len(w), 2, dtype=torch.float64, device=w.device) for name, (w, _) in self.weights.items()
         }
         for name, layer, x in layer_batches(self.context.model, self.context.points.points(BATCH), largest):
             r = oracle.relative_errors(layer, x, self.weights[name][1]).amax((0, 1, 4))
             largest[name] = torch.maximum(largest[name], r)
+        known[self.keep] = largest
         return largest
 
 

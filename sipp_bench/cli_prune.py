@@ -131,9 +131,12 @@ def require_writable(path: Path) -> None:
 
 
 def _describe(pruned: "Pruned", skipped: dict[str, str]) -> str:
+    whole = pruned.parameters
     lines = [
         pruned.layers.to_string(index=False, na_rep="-"),
         f"Kept {pruned.kept} of {pruned.weights} weights, {pruned.kept / pruned.weights:.2%}.",
+        f"Of all {whole} parameters of the network, {pruned.weights / whole:.2%} can be pruned, and "
+        f"{(whole - pruned.weights + pruned.kept) / whole:.2%} are left.",
     ]
     lines += [f"{name} stays dense: {reason}" for name, reason in skipped.items()]
     if pruned.guarantee is None:

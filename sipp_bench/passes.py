@@ -128,7 +128,7 @@ def run_passes(
             name, accumulator = one.running.popitem()
             found.results[name] = accumulator.result()
             del accumulator
-        wanted = one.waiting - found.trace.embedded
+        wanted = one.waiting - found.trace.dense.keys()
         if not wanted:
             return found
 
@@ -138,8 +138,8 @@ def _run(model: nn.Module, batches: Batches, one: Pass, found: Found, derive_out
     asked: list[Call] = []
 
     def accumulate(call: Call, derive: bool = False) -> Tensor | None:
-        # A weight that was read as an embedding table will not be in the result: see `unmeasured`.
-        accumulator = None if call.name in trace.embedded else one.accumulator(call)
+        # A weight that is used otherwise as well will not be in the result: see `unmeasured`.
+        accumulator = None if call.name in trace.dense else one.accumulator(call)
         if derive_outputs and one.waiting:
             raise OptionError(
                 "derive_outputs needs the sums of all layers in one pass, for which there is not enough memory: leave "
@@ -163,7 +163,7 @@ def _run(model: nn.Module, batches: Batches, one: Pass, found: Found, derive_out
             call_model(model, inputs)
             num_points += batch_length(inputs)
     found.trace.applied |= trace.applied
-    found.trace.embedded |= trace.embedded
+    found.trace.dense |= trace.dense
     return num_points
 
 
@@ -173,7 +173,7 @@ def merge_ranks(found: Found, told: list[Found], ranks: Ranks, parameters: Mappi
     merged.num_points = sum(one.num_points for one in told)
     for one in told:
         merged.trace.applied |= one.trace.applied
-        merged.trace.embedded |= one.trace.embedded
+        merged.trace.dense |= one.trace.dense
     for name, weight in parameters.items():
         counts = [one.results[name][3] for one in told if name in one.results]
         if counts:

@@ -70,6 +70,11 @@ class Pruned:
         return sum(mask.numel() for mask in self.masks.values())
 
     @property
+    def parameters(self) -> int:
+        """Parameters of the whole network, those that stay dense included."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
     def layers(self) -> "pd.DataFrame":
         """One row a weight: layer, weights, requested, kept, achieved_keep, epsilon_max, epsilon_mean, vacuous.
 

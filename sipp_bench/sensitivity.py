@@ -19,7 +19,7 @@ from sipp_bench.passes import merge_ranks, run_passes
 from sipp_bench.point_sets import Points, PointSet, Positions, as_point_set
 from sipp_bench.points import NO_POINTS, digest, model_device, usable_device
 from sipp_bench.ranks import Group, Ranks
-from sipp_bench.tracing import check_parameters, unmeasured
+from sipp_bench.unmeasured import check_parameters, unmeasured
 
 PatchReduction = Literal["max", "mean"]
 
@@ -208,7 +208,7 @@ def measure_sensitivity(
     measured = {
         name: LayerSensitivity(name, *found.results[name])
         for name in parameters
-        if name in found.results and name not in found.trace.embedded
+        if name in found.results and name not in found.trace.dense
     }
     if not measured:
         raise ModelError(nothing_to_prune(model, skipped))

@@ -9,22 +9,25 @@ torch.compile has compiled runs uncompiled.
 import contextlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._C._functorch import is_batchedtensor
-from torch.nn.utils.parametrize import is_parametrized
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 
+from sipp_bench import weight_uses
 from sipp_bench.errors import ModelError
 from sipp_bench.patches import ConvGeometry
-from sipp_bench.points import all_finite
+from sipp_bench.weight_uses import View, Weights, tensors_in
 
-_CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
+_CONVOLUTIONS = {
+    torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3,
+    torch.ops.aten.conv1d.default: 1, torch.ops.aten.conv2d.default: 2, torch.ops.aten.conv3d.default: 3,
+}  # fmt: skip
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _ATTENTION = inspect.signature(F.multi_head_attention_forward)
 
@@ -79,20 +82,21 @@ Derive = Callable[[Call], Tensor | None]
 
 @dataclass
 class Trace:
-    """What a trace has seen so far: weights applied as linear maps, and weights read as embedding tables.
+    """What a trace has seen so far: weights applied as linear maps, and uses of weights that are none, with the reason.
 
     counted: to be set before each batch, which positions of it count, (N, L) bool; None for all.
     """
 
     applied: set[str] = field(default_factory=set)
-    embedded: set[str] = field(default_factory=set)
+    dense: dict[str, str] = field(default_factory=dict)
     counted: Tensor | None = None
 
 
 class _Tracer(TorchFunctionMode):
-    def __init__(self, names: Mapping[int, str], observe: Observer, trace: Trace, derive: Derive | None) -> None:
+    def __init__(self, model: nn.Module, observe: Observer, trace: Trace, derive: Derive | None) -> None:
         super().__init__()
-        self.names = names
+        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.weights = Weights(model)
         self.observe = observe
         self.trace = trace
         self.derive = derive
@@ -101,29 +105,53 @@ class _Tracer(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.linear:
+        if func is F.linear or func is torch.ops.aten.linear.default:
             return self._apply(func, **dict(zip(_ARGUMENTS, args, strict=False)), **kwargs)
         if func in _CONVOLUTIONS:
             return self._apply(func, **dict(zip(_ARGUMENTS, args, strict=False)), **kwargs)
         if func is F.multi_head_attention_forward:
             return self._attention(func, _ATTENTION.bind(*args, **kwargs))
+        return self._other(func, args, kwargs)
+
+    def _other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Any function: one that applies a weight's rows is a call as well; what else uses a weight keeps it dense."""
+        found = self.weights.views(tensors_in((*args, *kwargs.values())))
+        if not found:
+            return func(*args, **kwargs)
+        applied = weight_uses.product(func, args, kwargs, found)
+        output = func(*args, **kwargs)
+        if applied is not None and not applied.view.parameter.is_complex():
+            assert applied.view.rows is not None
+            weight, x = applied.view.parameter, applied.input
+            call = self._call(applied.view.name, weight, applied.view.rows, x, None, applied.bias)
+            return applied.from_output(self._observed(call, applied.to_output(output)))
+        views = [view for _, view in found]
+        if not weight_uses.harmless(func, output, views, self.weights):
+            for view in views:
+                self.trace.dense.setdefault(view.name, self._reason(func, view, len(found)))
+        return output
+
+    @staticmethod
+    def _reason(func: Any, view: View, count: int) -> str:
+        """Why a weight stays dense that a function was given."""
         if func in (F.embedding, F.embedding_bag):
-            table = args[1] if len(args) > 1 else kwargs["weight"]
-            if id(table) in self.names:
-                self.trace.embedded.add(self.names[id(table)])
-        return func(*args, **kwargs)
+            return weight_uses.EMBEDDED
+        name = weight_uses.name_of(func)
+        linear = name in ("linear", "matmul", "mm", "mv", "addmm", "einsum", "linear.default", "addmm.default")
+        if linear and count == 1 and view.parameter.ndim == 2 and view.rows is not None:
+            return weight_uses.TRANSPOSED
+        return f"it is used in {name!r} in a way of which no bound speaks"
 
     def _apply(self, func: Any, **arguments: Any) -> Tensor:
         """Run one linear map as the network asked for it, and report it when its weight is a parameter."""
         x, weight = arguments["input"], arguments["weight"]
         if id(weight) not in self.names or weight.is_complex():
-            output: Tensor = func(**arguments)
-            return output
-        if is_batchedtensor(x):
+            return self._applied_view(func, arguments)
+        if is_functorch_wrapped_tensor(x):
             raise _Carried(
                 ModelError(
-                    f"{self.names[id(weight)]!r} is applied inside torch.vmap, where the numbers of a single point "
-                    "cannot be read: give the network a forward that applies it to the whole batch."
+                    f"{self.names[id(weight)]!r} is applied inside torch.vmap or torch.func.grad, where the numbers "
+                    "of a single point cannot be read: give the network a forward that applies it to the whole batch."
                 )
             )
         geometry = None
@@ -131,7 +159,8 @@ class _Tracer(TorchFunctionMode):
             geometry = ConvGeometry.from_arguments(_CONVOLUTIONS[func], arguments)
             if x.ndim == geometry.dimensions + 1:
                 x = x.unsqueeze(0)
-        call = self._call(weight, slice(0, weight.shape[0]), x, geometry, arguments.get("bias"))
+        rows = slice(0, weight.shape[0])
+        call = self._call(self.names[id(weight)], weight, rows, x, geometry, arguments.get("bias"))
         if self.derive is not None and x.ndim == arguments["input"].ndim:
             with _carrying():
                 derived = self.derive(call)
@@ -140,8 +169,27 @@ class _Tracer(TorchFunctionMode):
                 return derived if bias is None else derived + bias.reshape(-1, *[1] * (weight.ndim - 2))
         return self._observed(call, func(**arguments))
 
+    def _applied_view(self, func: Any, arguments: dict[str, Any]) -> Tensor:
+        """F.linear or F.conv with what is no parameter itself: rows of one, another part of it, or none of it."""
+        x, weight = arguments["input"], arguments["weight"]
+        found = self.weights.views([weight])
+        if len(found) != 1 or found[0][1].rows is None or found[0][1].transposed or weight.is_complex():
+            output: Tensor = self._other(func, (), arguments)
+            return output
+        view = found[0][1]
+        if weight.shape == view.parameter.shape:  # the parameter itself, as another object
+            return self._apply(func, **(arguments | {"weight": view.parameter}))
+        output = func(**arguments)
+        if weight.ndim > 2:
+            self.trace.dense.setdefault(view.name, "parts of it are applied by themselves")
+            return output
+        assert view.rows is not None
+        call = self._call(view.name, view.parameter, view.rows, x, None, arguments.get("bias"))
+        return self._observed(call, output)
+
     def _call(
         self,
+        name: str,
         weight: Tensor,
         rows: slice,
         x: Tensor,
@@ -149,7 +197,6 @@ class _Tracer(TorchFunctionMode):
         bias: Tensor | None,
         sequence_first: bool = False,
     ) -> Call:
-        name = self.names[id(weight)]
         self.trace.applied.add(name)
         counted = self.trace.counted
         if counted is not None and sequence_first:
@@ -171,7 +218,8 @@ class _Tracer(TorchFunctionMode):
         output = F.linear(x, weight[rows], part)
         if id(weight) not in self.names:
             return output
-        return self._observed(self._call(weight, rows, x, None, part, sequence_first=True), output)
+        call = self._call(self.names[id(weight)], weight, rows, x, None, part, sequence_first=True)
+        return self._observed(call, output)
 
     def _attention(self, func: Any, bound: inspect.BoundArguments) -> Any:
         """Attention as projections in, attention with identity projections, projection out."""
@@ -242,15 +290,14 @@ def tracing(model: nn.Module, observe: Observer, derive: Derive | None = None) -
     Every module's training flag, and torch's fast path for attention, are as before when the block ends. What
     `observe` and `derive` raise ends the block as it is, whatever the network's code would make of it.
     """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     trace = Trace()
     try:
         for module, _ in modes:
             module.training = False
         torch.backends.mha.set_fastpath_enabled(False)
-        with uncompiled(), _Tracer(names, observe, trace, derive):
+        with uncompiled(), _Tracer(model, observe, trace, derive):
             yield trace
     except _Carried as carried:
         raise carried.error from carried.error.__cause__
@@ -258,58 +305,3 @@ def tracing(model: nn.Module, observe: Observer, derive: Derive | None = None) -
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, mode in modes:
             module.training = mode
-
-
-def check_parameters(model: object) -> None:
-    """Raise ModelError when this is no network, or a parameter is not initialised yet, or holds NaN or infinity."""
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"The network must be a torch.nn.Module, not a {type(model).__name__}.")
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise ModelError(f"Parameter {name!r} is not initialised: run the network once on a point first.")
-        if parameter.is_meta:
-            raise ModelError(f"Parameter {name!r} is on the meta device, without numbers: load a checkpoint first.")
-        if not all_finite(parameter):
-            raise ModelError(f"Parameter {name!r} holds NaN or infinity: repair or reload the network first.")
-
-
-def unmeasured(model: nn.Module, trace: Trace) -> dict[str, str]:
-    """Weights of linear layers that can't be measured or pruned, each with the reason why it stays dense."""
-    reasons = dict.fromkeys(
-        sorted(trace.applied & trace.embedded), "it is an embedding table as well, of which no bound speaks"
-    )
-    parameters = {id(parameter): name for name, parameter in model.named_parameters()}
-    for path, module in model.named_modules():
-        for attribute, reason in _linear_weights(module):
-            # A parametrization is not asked for its weight: some (spectral norm) change the network when they are.
-            weight = None if is_parametrized(module, attribute) else getattr(module, attribute, None)
-            if weight is None and not is_parametrized(module, attribute):
-                continue
-            name = parameters.get(id(weight))
-            if isinstance(weight, Tensor) and weight.is_complex():
-                reasons[name or f"{path}.{attribute}".lstrip(".")] = "it is complex: its numbers have no sign"
-            elif name is None:
-                reasons[f"{path}.{attribute}".lstrip(".")] = (
-                    "it is computed from other parameters (a parametrization, weight norm or torch.nn.utils.prune): "
-                    "make it a plain parameter first"
-                )
-            elif name not in trace.applied:
-                reasons[name] = reason or "the forward pass never used it as a whole in F.linear or F.conv"
-    return reasons
-
-
-def _linear_weights(module: nn.Module) -> Iterator[tuple[str, str]]:
-    """(attribute, reason why it is never measured or "") for the weights of one module."""
-    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        yield "weight", ""
-    elif isinstance(module, nn.MultiheadAttention):
-        yield from ((name, "") for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"))
-    elif isinstance(module, nn.modules.conv._ConvTransposeNd):
-        yield "weight", "transposed convolutions are not supported"
-    elif isinstance(module, nn.Bilinear):
-        yield "weight", "bilinear maps are not supported"
-    elif isinstance(module, nn.RNNBase):
-        names = [name for name in module._parameters if "weight" in name]
-        yield from ((name, "recurrent layers run inside one fused call and can't be seen") for name in names)
-    elif isinstance(module, nn.RNNCellBase):
-        yield from ((name, "recurrent cells run inside one fused call") for name in ("weight_ih", "weight_hh"))

@@ -19,7 +19,7 @@ from sipp_bench.methods.wanda import Wanda
 from sipp_bench.point_sets import Points, PointSet, Positions
 from sipp_bench.pruned import Pruned
 from sipp_bench.sensitivity import Sensitivity
-from sipp_bench.tracing import check_parameters
+from sipp_bench.unmeasured import check_parameters
 
 __all__ = [
     "Fitted",

@@ -16,7 +16,8 @@ from sipp_bench.points import Points, call_model, digest, iterate_batches, model
 from sipp_bench.pruned import Pruned
 from sipp_bench.seeds import require_seed
 from sipp_bench.sensitivity import nothing_to_prune
-from sipp_bench.tracing import Call, check_parameters, tracing, unmeasured
+from sipp_bench.tracing import Call, tracing
+from sipp_bench.unmeasured import check_parameters, unmeasured
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def prunable_weights(model: nn.Module, points: Points, batch_size: int) -> tuple
     with torch.no_grad(), tracing(model, _ignore) as trace:
         for inputs, _ in iterate_batches(points, batch_size, model_device(model), model):
             call_model(model, inputs)
-    names = trace.applied - trace.embedded
+    names = trace.applied - trace.dense.keys()
     weights = {name: parameter.detach() for name, parameter in model.named_parameters() if name in names}
     return weights, unmeasured(model, trace)
 

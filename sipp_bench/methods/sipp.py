@@ -24,7 +24,8 @@ from sipp_bench.methods.scores import Rows, keep_only, largest
 from sipp_bench.parts import block_sums
 from sipp_bench.points import Points
 from sipp_bench.sensitivity import PatchReduction, Sensitivity, measure_sensitivity
-from sipp_bench.tracing import Trace, unmeasured
+from sipp_bench.tracing import Trace
+from sipp_bench.unmeasured import unmeasured
 
 
 @dataclass(frozen=True)

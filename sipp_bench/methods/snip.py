@@ -11,7 +11,8 @@ from sipp_bench.errors import ModelError, PointsError
 from sipp_bench.methods.protocol import Observation
 from sipp_bench.methods.scores import ScoreMethod
 from sipp_bench.points import Points, batch_length, call_model, iterate_batches, model_device, shuffles
-from sipp_bench.tracing import Call, tracing, unmeasured
+from sipp_bench.tracing import Call, tracing
+from sipp_bench.unmeasured import unmeasured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ class Snip(ScoreMethod):
                         sums[name] += gradient
         if labels is not None and len(labels) != seen:
             raise PointsError(f"There are {seen} points but {len(labels)} labels: give one label for each point.")
-        names = [name for name in parameters if name in sums and name not in trace.embedded]
+        names = [name for name in parameters if name in sums and name not in trace.dense]
         scores = {name: (parameters[name].detach() * sums[name].detach() / seen).abs() for name in names}
         return Observation(scores, unmeasured(model, trace))
 

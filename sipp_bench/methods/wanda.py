@@ -11,7 +11,8 @@ from sipp_bench.methods.scores import Scope, ScoreMethod
 from sipp_bench.patches import patch_chunks
 from sipp_bench.point_sets import Points, as_point_set
 from sipp_bench.points import call_model, iterate_batches, model_device
-from sipp_bench.tracing import Call, tracing, unmeasured
+from sipp_bench.tracing import Call, tracing
+from sipp_bench.unmeasured import unmeasured
 
 _CHUNK = 1 << 24
 
@@ -46,7 +47,7 @@ class Wanda(ScoreMethod):
             for inputs, _ in iterate_batches(points, batch_size, model_device(model), model):
                 trace.counted = as_point_set(points).counted(inputs)
                 call_model(model, inputs)
-        names = [name for name in parameters if name in squares and name not in trace.embedded]
+        names = [name for name in parameters if name in squares and name not in trace.dense]
         scores = {
             name: parameters[name].detach().abs() * squares[name].sqrt().reshape(parameters[name].shape).float()
             for name in names

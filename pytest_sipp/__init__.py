@@ -14,8 +14,8 @@ import pytest
 if TYPE_CHECKING:
     from torch import nn
 
-    from sipp_bench.points import Points
-    from sipp_bench.pruned import Pruned
+    from sipp_bench.compression.pruned import Pruned
+    from sipp_bench.network.points import Points
 
 Verify = Callable[["nn.Module", "Pruned | nn.Module", "Points"], None]
 
@@ -29,7 +29,7 @@ def sipp_verify() -> Verify:
     """
 
     def verify(model: "nn.Module", pruned: "Pruned | nn.Module", points: "Points") -> None:
-        from sipp_bench.bound_check import bound_problems
+        from sipp_bench.compression.honoured import bound_problems
 
         if problems := bound_problems(model, pruned, points):
             pytest.fail("\n".join(problems), pytrace=False)

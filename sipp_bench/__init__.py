@@ -7,11 +7,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from sipp_bench import errors
-from sipp_bench.sample_size import sample_size
 
 if TYPE_CHECKING:
     from sipp_bench import bounds
-    from sipp_bench.allocation import allocate
+    from sipp_bench.compression.pruned import Pruned
     from sipp_bench.methods import (
         Fitted,
         Method,
@@ -24,8 +23,9 @@ if TYPE_CHECKING:
         prune,
         register_method,
     )
-    from sipp_bench.pruned import Pruned
-    from sipp_bench.sensitivity import LayerSensitivity, Sensitivity, measure_sensitivity
+    from sipp_bench.methods.allocation import allocate
+    from sipp_bench.sensitivity.measure import LayerSensitivity, Sensitivity, measure_sensitivity
+    from sipp_bench.sensitivity.sample_size import sample_size
 
 __all__ = [
     "Fitted",
@@ -49,11 +49,12 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
-    "allocate": "allocation",
-    "Pruned": "pruned",
+    "allocate": "methods.allocation",
+    "Pruned": "compression.pruned",
     "LayerSensitivity": "sensitivity",
     "Sensitivity": "sensitivity",
     "measure_sensitivity": "sensitivity",
+    "sample_size": "sensitivity.sample_size",
 }
 """The module of each name that is not of `methods`."""
 

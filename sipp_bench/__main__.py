@@ -33,7 +33,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, interrupt)
     sys.unraisablehook = unraisable
     try:
-        from sipp_bench.cli import main as run_command
+        from sipp_bench.cli.commands import main as run_command
 
         run_command()
     except BaseException as error:  # an interrupt may come out as anything

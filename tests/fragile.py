@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import sipp_bench as sb
 from sipp_bench.methods import Observation, Selection
 from sipp_bench.methods.magnitude import Magnitude
-from sipp_bench.points import Points
+from sipp_bench.network.points import Points
 
 
 @dataclass(frozen=True, kw_only=True)

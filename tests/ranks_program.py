@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 
 import sipp_bench as sb
 from sipp_bench.errors import ModelError, OptionError, PointsError, RankError, SippBenchError
-from sipp_bench.points import digest
+from sipp_bench.network.points import digest
 
 
 class Stream(IterableDataset[Tensor]):

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from theory_checks.claims import Claim, Effort, Finding, Verdict
-from theory_checks.known_bad import KNOWN_BAD
-from theory_checks.subject import REFERENCE
+from theory_checks.subjects.known_bad import KNOWN_BAD
+from theory_checks.subjects.subject import REFERENCE
 
 # Enough to reject every known-bad subject; the trials that a power needs are derived, whatever the effort.
 SMALL = Effort("small", cases=24, trials=400, tests=64)

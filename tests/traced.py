@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from samples import signed
 from torch import Tensor, nn
 
-from sipp_bench.tracing import Call, tracing
+from sipp_bench.network.tracing import Call, tracing
 
 
 def trace_calls(network: nn.Module, *args: Any, **kwargs: Any) -> tuple[list[Call], Any]:

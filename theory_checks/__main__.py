@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from theory_checks.claims import FULL, QUICK
-from theory_checks.publish import run_theory, write_report
+from theory_checks.published.publish import run_theory, write_report
 
 
 def main() -> int:

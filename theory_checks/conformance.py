@@ -23,11 +23,11 @@ from scipy import stats
 from torch import Tensor, nn
 
 from sipp_bench import methods
+from sipp_bench.compression.pruned import Pruned
 from sipp_bench.errors import ModelError, OptionError, PointsError
 from sipp_bench.methods.protocol import Fitted, Method, fit_method
 from sipp_bench.methods.sipp import SamplingMethod
-from sipp_bench.pruned import Pruned
-from theory_checks.drawn_networks import branches, draw_network
+from theory_checks.cases.drawn_networks import branches, draw_network
 
 Check = Callable[[], None]
 

@@ -11,18 +11,22 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from sipp_bench.errors import OptionError, PointsError, SippBenchError
+from sipp_bench.machine.seeds import require_seed
 from sipp_bench.methods import make_method
 from sipp_bench.methods.protocol import Method
-from sipp_bench.points import Points
-from sipp_bench.records import to_json
-from sipp_bench.seeds import require_seed
-from theory_checks import network_draws, network_fresh, network_identities, vacuity, verdict_table
-from theory_checks.audit import shared_points
+from sipp_bench.network.points import Points
+from sipp_bench.store.records import to_json
 from theory_checks.claims import QUICK, Effort, Finding, Verdict
 from theory_checks.claims import claims as synthetic_claims
-from theory_checks.held import Held
-from theory_checks.network import Cell, Context, NotApplicable, check_keeps
-from theory_checks.subject import REFERENCE
+from theory_checks.on_network import draws as network_draws
+from theory_checks.on_network import fresh as network_fresh
+from theory_checks.on_network import identities as network_identities
+from theory_checks.on_network import report as verdict_table
+from theory_checks.on_network import vacuity
+from theory_checks.on_network.audit import shared_points
+from theory_checks.on_network.context import Cell, Context, NotApplicable, check_keeps
+from theory_checks.on_network.held import Held
+from theory_checks.subjects.subject import REFERENCE
 
 # What is checked once a network, and what once a keep ratio; each returns one finding or says why it has none.
 ONCE: dict[str, Callable[[Context], Finding]] = {

@@ -11,7 +11,7 @@ from scipy import stats
 
 from sipp_bench.compare.findings import ALPHA, Finding, Status, holm
 from sipp_bench.compare.paired import p_value, spread_of
-from sipp_bench.store import Run
+from sipp_bench.store.folder import Run
 
 MARGIN = 0.01
 """A group of seeds that cannot exclude a change of this much (one point of accuracy) decides nothing."""

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sipp_bench.errors import OptionError, StoreError
-from sipp_bench.files import read_regular, write_atomically
-from sipp_bench.records import read_json, sealed_json
-from sipp_bench.store import load_run
+from sipp_bench.machine.files import read_regular, write_atomically
+from sipp_bench.store.folder import load_run
+from sipp_bench.store.records import read_json, sealed_json
 
 HISTORY = "history.json"
 

@@ -21,7 +21,7 @@ from sipp_bench.compare.timings import (
     took_turns,
 )
 from sipp_bench.errors import StoreError
-from sipp_bench.files import read_regular
+from sipp_bench.machine.files import read_regular
 
 HISTORY = "history.json"
 """The file of a baseline's folder that is no run."""

@@ -27,7 +27,7 @@ from scipy import stats
 
 from sipp_bench.compare.findings import ALPHA, THRESHOLD
 from sipp_bench.compare.timings import Timing, judge
-from sipp_bench.files import write_atomically
+from sipp_bench.machine.files import write_atomically
 
 REPETITIONS, RUNS, ROUNDS = 200, 6, 12
 SLOWER = 0.15
@@ -91,7 +91,7 @@ def operations() -> dict[str, tuple[Operation, Operation]]:
     """The max-times product and a prune by magnitude, each with a matrix product that takes about as long."""
     import sipp_bench as sb
     from sipp_bench import maxtimes
-    from sipp_bench.patches import Windows
+    from sipp_bench.network.patches import Windows
     from sipp_bench.zoo import models
 
     generator = torch.Generator().manual_seed(0)
@@ -176,7 +176,7 @@ def _rate(count: int, of: int) -> dict[str, Any]:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(f"Usage: {(__doc__ or '').splitlines()[2].strip()}")
-    from sipp_bench.system import describe_system
+    from sipp_bench.machine.system import describe_system
 
     system, start, path = describe_system(), time.perf_counter(), Path(sys.argv[1])
     samples = measure()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from sipp_bench.compare.findings import ALPHA, KINDS, STATUSES, THRESHOLD, Comparison, Finding
-from sipp_bench.records import to_json
+from sipp_bench.store.records import to_json
 
 FORMAT = 1
 """The version of the format of the JSON."""

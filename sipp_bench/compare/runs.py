@@ -26,8 +26,8 @@ from sipp_bench.compare.timings import (
     judge,
     took_turns,
 )
-from sipp_bench.records import read_json
-from sipp_bench.store import Run, load_run
+from sipp_bench.store.folder import Run, load_run
+from sipp_bench.store.records import read_json
 
 _EXACT = ("requested", "kept", "weights", "multiply_adds", "mask_sha256")
 _SETTINGS = ("method_name", "num_points", "delta")

@@ -9,12 +9,12 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from sipp_bench.export import to_csv
-from sipp_bench.files import sweep, write_atomically
 from sipp_bench.history.figures import Trend, trend
 from sipp_bench.history.points import SERIES, Entry, read_history
 from sipp_bench.history.steps import ALPHA, ORDERS, SIDE, fewest_runs, find_steps
+from sipp_bench.machine.files import sweep, write_atomically
 from sipp_bench.report.sections import slug
+from sipp_bench.store.export import to_csv
 
 _TITLES = {"accuracy": "Accuracy", "fit": "Time to fit", "prune": "Time to prune", "protocol": "Time of the protocol",
            "benchmark": "Benchmarks"}  # fmt: skip

@@ -13,7 +13,7 @@ import pandas as pd
 
 from sipp_bench.compare import benchmarks
 from sipp_bench.errors import StoreError
-from sipp_bench.store import Run, load_run
+from sipp_bench.store.folder import Run, load_run
 
 SERIES = ["what", "target", "method_name", "method", "keep", "unit"]
 """What makes a series; `what` is accuracy, fit, prune, protocol or benchmark."""

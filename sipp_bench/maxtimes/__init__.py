@@ -5,9 +5,10 @@
     out[g, i, j] = max(out[g, i, j], max over p of a[g, p, j] / z[p, g, i or M + i]),   0 where z = 0,
 
 the first M sums where `positive` (bool, (groups, M, n)) and the last M elsewhere. a >= 0 are the patches (see
-`sipp_bench.patches.Windows`); z (samples, groups, 2M, positions) >= 0, whose samples times positions are the patches
-in order. All of one float dtype and device, except where a backend says otherwise. Every backend is one file beside
-this one with a function of that signature and `unavailable(device, dtype)`, the reason why it can't be used, or None.
+`sipp_bench.network.patches.Windows`); z (samples, groups, 2M, positions) >= 0, whose samples times positions are the
+patches in order. All of one float dtype and device, except where a backend says otherwise. Every backend is one file
+beside this one with a function of that signature and `unavailable(device, dtype)`, the reason why it can't be used, or
+None.
 """
 
 import functools
@@ -21,9 +22,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sipp_bench import quadrants
 from sipp_bench.errors import OptionError
-from sipp_bench.patches import Windows
+from sipp_bench.network import quadrants
+from sipp_bench.network.patches import Windows
 
 Backend = Literal["auto", "reference", "torch", "native", "triton"]
 MaxProduct = Callable[[Windows, Tensor, Tensor, Tensor], None]
@@ -40,7 +41,7 @@ def max_product(windows: Windows, z: Tensor, positive: Tensor, out: Tensor, back
 
 
 def survey(z: Tensor, active: Tensor, backend: str | None = None) -> tuple[float, float]:
-    """As `sipp_bench.quadrants.survey`, by the backend where it has its own."""
+    """As `sipp_bench.network.quadrants.survey`, by the backend where it has its own."""
     chosen = module(choose(z.device, z.dtype, backend))
     found: tuple[float, float] = getattr(chosen, "survey", quadrants.survey)(z, active)
     return found

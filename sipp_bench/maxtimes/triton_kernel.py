@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sipp_bench.patches import Windows
+from sipp_bench.network.patches import Windows
 
 _NEURONS, _COLUMNS = 32, 64  # of a tile
 _PATCHES = 256  # of a part, at least: below, programs are too short to be worth their start

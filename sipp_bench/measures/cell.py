@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sipp_bench.compression.metrics import multiply_adds
 from sipp_bench.measures.calibration import calibration_error
 from sipp_bench.measures.cost import compression_ratio, operations, speedup
 from sipp_bench.measures.groups import class_accuracies, largest_gap, loss_changes, worst_group
 from sipp_bench.measures.predictions import agreement, flips, top_k_accuracy
 from sipp_bench.measures.storage import file_sizes
-from sipp_bench.metrics import multiply_adds
 
 
 def prediction_measures(dense: Tensor, pruned: Tensor, labels: Tensor) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from sipp_bench.errors import OptionError, PointsError
+from sipp_bench.machine.seeds import derived_seed, generator
 from sipp_bench.measures.predictions import predict, top_k_accuracy
-from sipp_bench.seeds import derived_seed, generator
 
 SEVERITIES = (1, 2, 3, 4, 5)
 CLEAN = ("clean", 0)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sipp_bench.compression.metrics import multiply_adds
 from sipp_bench.measures.modes import eval_mode
-from sipp_bench.metrics import multiply_adds
-from sipp_bench.points import call_model, model_device
+from sipp_bench.network.points import call_model, model_device
 
 
 def compression_ratio(model: nn.Module, masks: Mapping[str, Tensor]) -> float:

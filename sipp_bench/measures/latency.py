@@ -11,7 +11,7 @@ from torch import nn
 
 from sipp_bench.errors import OptionError
 from sipp_bench.measures.modes import eval_mode
-from sipp_bench.points import Inputs, call_model, model_device
+from sipp_bench.network.points import Inputs, call_model, model_device
 
 _Result = TypeVar("_Result")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sipp_bench.errors import OptionError, PointsError, require_counts
 from sipp_bench.measures.modes import eval_mode
-from sipp_bench.points import call_model, model_device
+from sipp_bench.network.points import call_model, model_device
 
 
 def predict(model: nn.Module, images: Tensor, batch_size: int = 128) -> Tensor:

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from torch import Tensor
 
-from sipp_bench.allocation import Array, Counts
 from sipp_bench.errors import OptionError
+from sipp_bench.machine.seeds import require_seed
+from sipp_bench.methods.allocation import Array, Counts
 from sipp_bench.methods.scores import largest
-from sipp_bench.seeds import require_seed
 
 
 def random_splits(sizes: Mapping[str, int], budget: int, count: int, seed: int) -> Iterator[dict[str, int]]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sipp_bench.compression.pruned import Pruned
 from sipp_bench.errors import OptionError, did_you_mean
 from sipp_bench.methods.magnitude import Magnitude
 from sipp_bench.methods.protocol import Fitted, Method, Observation, Selection, fit_method, fitted
@@ -16,10 +17,9 @@ from sipp_bench.methods.sipp_mixture import SippMixture
 from sipp_bench.methods.sipp_rand import SippRand
 from sipp_bench.methods.snip import Snip
 from sipp_bench.methods.wanda import Wanda
-from sipp_bench.point_sets import Points, PointSet, Positions
-from sipp_bench.pruned import Pruned
-from sipp_bench.sensitivity import Sensitivity
-from sipp_bench.unmeasured import check_parameters
+from sipp_bench.network.point_sets import Points, PointSet, Positions
+from sipp_bench.network.unmeasured import check_parameters
+from sipp_bench.sensitivity.measure import Sensitivity
 
 __all__ = [
     "Fitted",

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sipp_bench.compression.guarantee import Guarantee
+from sipp_bench.compression.pruned import Pruned
 from sipp_bench.errors import ModelError, OptionError
-from sipp_bench.guarantee import Guarantee
-from sipp_bench.points import Points, call_model, digest, iterate_batches, model_device
-from sipp_bench.pruned import Pruned
-from sipp_bench.seeds import require_seed
-from sipp_bench.sensitivity import nothing_to_prune
-from sipp_bench.tracing import Call, tracing
-from sipp_bench.unmeasured import check_parameters, unmeasured
+from sipp_bench.machine.seeds import require_seed
+from sipp_bench.network.points import Points, call_model, digest, iterate_batches, model_device
+from sipp_bench.network.tracing import Call, tracing
+from sipp_bench.network.unmeasured import check_parameters, unmeasured
+from sipp_bench.sensitivity.measure import nothing_to_prune
 
 
 @dataclass(frozen=True)

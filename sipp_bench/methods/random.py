@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sipp_bench.methods.protocol import Observation, prunable_weights
 from sipp_bench.methods.scores import ScoreMethod
-from sipp_bench.points import Points
+from sipp_bench.network.points import Points
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sipp_bench.parts import Turns, block_sums, over_parts
+from sipp_bench.machine.parts import Turns, block_sums, over_parts
 
 # Whole numbers of draws are int64.
 _MOST_DRAWS = 2.0**62

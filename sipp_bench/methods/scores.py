@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sipp_bench.allocation import apportion
 from sipp_bench.errors import OptionError
+from sipp_bench.machine.parts import over_parts
+from sipp_bench.methods.allocation import apportion
 from sipp_bench.methods.protocol import Method, Observation, Selection
-from sipp_bench.parts import over_parts
 
 Scope = Literal["global", "layer", "output"]
 

@@ -14,18 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sipp_bench.block_weights import BlockWeights, block_weights, check_block_weights
 from sipp_bench.bounds import bernstein_epsilon, deterministic_epsilon
+from sipp_bench.compression.guarantee import Guarantee
 from sipp_bench.errors import OptionError
-from sipp_bench.guarantee import Guarantee
+from sipp_bench.machine.parts import block_sums
 from sipp_bench.methods.protocol import Method, Observation, Selection
 from sipp_bench.methods.sampling import BlockSampler, by_block, reweighted, whole_draws
 from sipp_bench.methods.scores import Rows, keep_only, largest
-from sipp_bench.parts import block_sums
-from sipp_bench.points import Points
-from sipp_bench.sensitivity import PatchReduction, Sensitivity, measure_sensitivity
-from sipp_bench.tracing import Trace
-from sipp_bench.unmeasured import unmeasured
+from sipp_bench.network.points import Points
+from sipp_bench.network.tracing import Trace
+from sipp_bench.network.unmeasured import unmeasured
+from sipp_bench.sensitivity.block_weights import BlockWeights, block_weights, check_block_weights
+from sipp_bench.sensitivity.measure import PatchReduction, Sensitivity, measure_sensitivity
 
 
 @dataclass(frozen=True)

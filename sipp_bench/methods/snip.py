@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from sipp_bench.errors import ModelError, PointsError
 from sipp_bench.methods.protocol import Observation
 from sipp_bench.methods.scores import ScoreMethod
-from sipp_bench.points import Points, batch_length, call_model, iterate_batches, model_device, shuffles
-from sipp_bench.tracing import Call, tracing
-from sipp_bench.unmeasured import unmeasured
+from sipp_bench.network.points import Points, batch_length, call_model, iterate_batches, model_device, shuffles
+from sipp_bench.network.tracing import Call, tracing
+from sipp_bench.network.unmeasured import unmeasured
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from sipp_bench.methods.protocol import Observation
 from sipp_bench.methods.scores import Scope, ScoreMethod
-from sipp_bench.patches import patch_chunks
-from sipp_bench.point_sets import Points, as_point_set
-from sipp_bench.points import call_model, iterate_batches, model_device
-from sipp_bench.tracing import Call, tracing
-from sipp_bench.unmeasured import unmeasured
+from sipp_bench.network.patches import patch_chunks
+from sipp_bench.network.point_sets import Points, as_point_set
+from sipp_bench.network.points import call_model, iterate_batches, model_device
+from sipp_bench.network.tracing import Call, tracing
+from sipp_bench.network.unmeasured import unmeasured
 
 _CHUNK = 1 << 24
 

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from sipp_bench.records import floats
 from sipp_bench.report.collect import METHOD, TARGET, Target
 from sipp_bench.report.figures import COMPRESSION, Picture, drawable, handle, spread_sentence
 from sipp_bench.report.style import INK, drawn, figure_style, log_ticks, method_styles, new_figure
 from sipp_bench.report.summaries import in_order
 from sipp_bench.report.tables import Table, by_keep, mean_and_spread, number, percent, share
+from sipp_bench.store.records import floats
 
 
 @dataclass(frozen=True)

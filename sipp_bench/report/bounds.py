@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sipp_bench.checks import with_rounding
+from sipp_bench.compression.checks import with_rounding
 from sipp_bench.report.collect import CELL_KEYS, METHOD, TARGET, Collected, Target
 from sipp_bench.report.figures import Picture
 from sipp_bench.report.style import drawn, figure_style, method_order, new_figure

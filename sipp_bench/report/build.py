@@ -9,8 +9,7 @@ from typing import Any
 import pandas as pd
 
 from sipp_bench.errors import StoreError
-from sipp_bench.export import to_csv
-from sipp_bench.files import printable, refuse_way_out, sweep, write_atomically
+from sipp_bench.machine.files import printable, refuse_way_out, sweep, write_atomically
 from sipp_bench.report import layers, prose, tables
 from sipp_bench.report.bounds import bound_counts, check_summary
 from sipp_bench.report.collect import Collected, RunLike, collect
@@ -21,7 +20,8 @@ from sipp_bench.report.sections import Found, Section, section_of
 from sipp_bench.report.summaries import accuracy_summary, layer_keeps, time_summary
 from sipp_bench.report.theory_run import Theory, read_theory
 from sipp_bench.report.thumbnails import SHOWN
-from sipp_bench.store import load_run
+from sipp_bench.store.export import to_csv
+from sipp_bench.store.folder import load_run
 
 AGAIN = ["run", "id", "into_run", "into_id", "checkpoint_sha256", "mask_sha256", "accuracy"]
 """What the data say of cells that are counted elsewhere."""

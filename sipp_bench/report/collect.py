@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sipp_bench.errors import StoreError
 from sipp_bench.report.merge import Merged, fill_dense_validation, merge
-from sipp_bench.run_tables import LISTS
+from sipp_bench.store.tables import LISTS
 
 TARGET = ["run", "network", "data"]
 METHOD = ["method_name", "method"]
@@ -20,7 +20,7 @@ CELL_KEYS = [*TARGET, "seed", *METHOD, "keep"]
 
 
 class RunLike(Protocol):
-    """What the report needs of a run; `sipp_bench.store.Run` is one."""
+    """What the report needs of a run; `sipp_bench.store.folder.Run` is one."""
 
     @property
     def meta(self) -> dict[str, Any]: ...

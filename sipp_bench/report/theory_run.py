@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from sipp_bench.errors import StoreError
-from sipp_bench.files import read_regular
+from sipp_bench.machine.files import read_regular
 from sipp_bench.report.style import DPI
 from sipp_bench.report.tables import NOTHING, Table, number, percent, share
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sipp_bench.errors import CheckpointError
-from sipp_bench.files import load_tensors, read_regular
+from sipp_bench.machine.files import load_tensors, read_regular
 
 FORMAT = 1
 _HEADER = "sipp-bench"

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from sipp_bench.errors import DataError, OptionError
-from sipp_bench.seeds import require_seed
+from sipp_bench.machine.seeds import require_seed
 from sipp_bench.zoo.dataset import DataSet, Part
 from sipp_bench.zoo.folders import data_dir
 from sipp_bench.zoo.sources import Bytes, Cifar, Idx, ImageFolder, Labels, Source

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from sipp_bench.errors import ModelError, OptionError
-from sipp_bench.files import read_regular
+from sipp_bench.machine.files import read_regular
 from sipp_bench.zoo.vision import declare_missing_operators, torchvision
 
 Weights = Literal["pretrained"] | None

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sipp_bench.errors import ModelError, OptionError
-from sipp_bench.seeds import require_seed
+from sipp_bench.machine.seeds import require_seed
 from sipp_bench.zoo import cifar, imagenet
 from sipp_bench.zoo.vision import declare_missing_operators
 

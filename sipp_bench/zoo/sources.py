@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sipp_bench.errors import DataError
-from sipp_bench.files import open_regular
-from sipp_bench.memory import require_room
-from sipp_bench.point_files import IMAGENET_MEAN, IMAGENET_STD, image_files, read_image
+from sipp_bench.machine.files import open_regular
+from sipp_bench.machine.memory import require_room
+from sipp_bench.network.point_files import IMAGENET_MEAN, IMAGENET_STD, image_files, read_image
 from sipp_bench.zoo.folders import data_dir, data_dirs
 from sipp_bench.zoo.vision import torchvision
 

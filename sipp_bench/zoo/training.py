@@ -16,9 +16,9 @@ from torch.nn.functional import cross_entropy, pad
 from tqdm import tqdm
 
 from sipp_bench.errors import CheckpointError, ModelError, OptionError, PointsError, StoreError
-from sipp_bench.files import load_tensors, making, read_regular, write_atomically
-from sipp_bench.parts import torch_threads
-from sipp_bench.seeds import generator
+from sipp_bench.machine.files import load_tensors, making, read_regular, write_atomically
+from sipp_bench.machine.parts import torch_threads
+from sipp_bench.machine.seeds import generator
 from sipp_bench.zoo import checkpoints, models
 from sipp_bench.zoo.checkpoints import load_checkpoint
 from sipp_bench.zoo.data import DataSet

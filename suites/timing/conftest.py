@@ -15,7 +15,7 @@ import pytest
 import torch
 from networks import Pair
 
-from sipp_bench.system import describe_system
+from sipp_bench.machine.system import describe_system
 
 DEVICES = ("cpu", "cuda")
 

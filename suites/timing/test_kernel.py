@@ -6,7 +6,7 @@ from networks import Pair
 
 from sipp_bench.maxtimes import chunked, native
 from sipp_bench.maxtimes.triton_kernel import max_product as triton_product
-from sipp_bench.patches import Windows
+from sipp_bench.network.patches import Windows
 
 CPU = torch.device("cpu")
 # name -> patches, columns n, neurons M

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sipp_bench.cli import main
+from sipp_bench.bench.suite import Cell, load_suite
+from sipp_bench.cli.commands import main
 from sipp_bench.compare import baseline, compare
 from sipp_bench.errors import OptionError, StoreError
-from sipp_bench.store import Store
-from sipp_bench.suite import Cell, load_suite
+from sipp_bench.store.folder import Store
 
 CELLS = [Cell("net", "digits", seed, "a", 0.5) for seed in (0, 1)]
 META: dict[str, Any] = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sipp_bench.cli import main
+from sipp_bench.cli.commands import main
 from sipp_bench.compare import output
 from sipp_bench.compare.findings import Comparison, Finding, sort
 

@@ -16,7 +16,7 @@ from sipp_bench.compare.false_alarms import measure, summarise
 from sipp_bench.compare.findings import ALPHA, holm
 from sipp_bench.compare.timings import LOST_REFERENCE, NOT_IN_TURNS, ONE_RUN, Timing, judge, smallest_p
 from sipp_bench.errors import OptionError, StoreError
-from theory_checks.statistics import critical_count
+from theory_checks.evidence.statistics import critical_count
 
 CPU = {"system": "Linux", "machine": "x86_64", "cpu": {"brand_raw": "one", "count": 2, "hz_actual_friendly": "2 GHz"}}
 NOISE = 0.05

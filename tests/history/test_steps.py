@@ -10,7 +10,7 @@ from scipy import stats
 from scipy.signal import lfilter
 
 from sipp_bench.history.steps import ALPHA, ORDERS, SIDE, fewest_runs, find_steps
-from theory_checks.statistics import critical_count
+from theory_checks.evidence.statistics import critical_count
 
 Shape = Callable[[np.random.Generator, tuple[int, int]], NDArray[np.float64]]
 

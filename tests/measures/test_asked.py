@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import sipp_bench as sb
-from sipp_bench import measuring
+from sipp_bench.bench import measuring
+from sipp_bench.bench.runner import run
+from sipp_bench.bench.suite import parse_suite
 from sipp_bench.errors import SuiteError
 from sipp_bench.measures.corruptions import CLEAN, CORRUPTIONS, SEVERITIES, corruption_errors
 from sipp_bench.measures.predictions import predict
-from sipp_bench.runner import run
-from sipp_bench.store import Run
-from sipp_bench.suite import parse_suite
+from sipp_bench.store.folder import Run
 from sipp_bench.zoo import data, training
 from sipp_bench.zoo.training import Recipe
 

@@ -7,10 +7,10 @@ import torch
 from samples import build, small_network
 
 import sipp_bench as sb
-from sipp_bench import metrics
+from sipp_bench.compression import metrics
 from sipp_bench.measures import calibration, cost, groups, predictions, storage
 from sipp_bench.measures.cell import cost_measures, count_operations, prediction_measures
-from sipp_bench.records import plain, to_json
+from sipp_bench.store.records import plain, to_json
 
 
 def test_by_hand() -> None:

@@ -9,7 +9,7 @@ from samples import build, small_network
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sipp_bench import metrics
+from sipp_bench.compression import metrics
 from sipp_bench.measures.cost import compression_ratio, operations, theoretical_speedup
 
 

@@ -11,7 +11,7 @@ from samples import build, small_network
 from sklearn.metrics import log_loss, top_k_accuracy_score
 from torch import Tensor, nn
 
-from sipp_bench import metrics
+from sipp_bench.compression import metrics
 from sipp_bench.errors import OptionError, PointsError
 from sipp_bench.measures.predictions import (
     agreement,

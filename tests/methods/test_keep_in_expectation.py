@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import sipp_bench as sb
-from sipp_bench.pruned import Pruned
+from sipp_bench.compression.pruned import Pruned
 
 KEEPS = [0.005, 0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99]
 

@@ -15,8 +15,8 @@ from small_networks import build
 from torch import Tensor, nn
 
 import sipp_bench as sb
+from sipp_bench.compression.metrics import block_errors
 from sipp_bench.methods.sampling import BlockSampler, Chances, Streams, reweighted, whole_draws
-from sipp_bench.metrics import block_errors
 
 
 def outcomes(weights: int, draws: int) -> list[tuple[int, ...]]:
@@ -274,7 +274,7 @@ def test_uniform_numbers_at_their_ends_draw_a_live_weight() -> None:
 def test_any_number_of_threads_gives_the_same_network(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, points = build("mlp")
     fitted = sb.fit(model, points, method)
-    monkeypatch.setattr("sipp_bench.parts.PART", 20)
+    monkeypatch.setattr("sipp_bench.machine.parts.PART", 20)
     pruned = {}
     for threads in (1, 3):
         monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
@@ -286,7 +286,7 @@ def test_any_number_of_threads_gives_the_same_network(method: str, monkeypatch: 
 def test_a_part_that_fails_ends_the_work_with_its_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
     s = torch.rand(9, 70, generator=torch.Generator().manual_seed(0))
     sampler = BlockSampler(s, torch.ones_like(s).bool(), torch.ones_like(s).bool())
-    monkeypatch.setattr("sipp_bench.parts.PART", 70)
+    monkeypatch.setattr("sipp_bench.machine.parts.PART", 70)
     monkeypatch.setattr("torch.get_num_threads", lambda: 3)
     chances = sampler.chances
 
@@ -309,7 +309,7 @@ def test_parts_of_any_size_give_the_same_network(
     model, points = build(kind)
     fitted = sb.fit(model, points, method)
     whole = fitted.prune(0.4, 7)
-    monkeypatch.setattr("sipp_bench.parts.PART", numbers)
+    monkeypatch.setattr("sipp_bench.machine.parts.PART", numbers)
     parts = fitted.prune(0.4, 7)
     if whole.guarantee is not None:
         for name, draws in whole.guarantee.draws.items():

@@ -138,7 +138,7 @@ def reliability() -> Iterator[str]:
     soak = json.loads((REPORTS / "reliability" / "soak.json").read_text(encoding="utf-8"))
     yield (
         f"Full disks, fuzzing and a soak of {len(soak['cells']):,} cells: "
-        "[reports/reliability.md](reports/reliability.md); scripts in `suites/reliability`."
+        "[reports/reliability.md](reports/reliability.md); scripts in `tests/reliability`."
     )
 
 

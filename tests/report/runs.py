@@ -1,4 +1,4 @@
-"""A made-up run, drawn from a seeded generator, with the tables of `sipp_bench.store.Run`."""
+"""A made-up run, drawn from a seeded generator, with the tables of `sipp_bench.store.folder.Run`."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sipp_bench.store import Store
-from sipp_bench.suite import Cell
+from sipp_bench.bench.suite import Cell
+from sipp_bench.store.folder import Store
 
 LAYERS = {"conv1.weight": (20, 500), "fc1.weight": (50, 40000), "fc2.weight": (10, 500)}
 MULTIPLY_ADDS = {"conv1.weight": 288000, "fc1.weight": 40000, "fc2.weight": 500}

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from sipp_bench.bench.runner import run
+from sipp_bench.bench.suite import parse_suite
+from sipp_bench.bench.suite_tables import Target
 from sipp_bench.report.build import write_report
 from sipp_bench.report.render import PAGES
-from sipp_bench.runner import run
-from sipp_bench.store import Run
-from sipp_bench.suite import parse_suite
-from sipp_bench.suite_tables import Target
+from sipp_bench.store.folder import Run
 from sipp_bench.zoo.training import Recipe
 
 SUITE = """

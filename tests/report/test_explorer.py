@@ -14,7 +14,7 @@ from sipp_bench.report import lineage, thumbnails
 from sipp_bench.report.collect import collect
 from sipp_bench.report.explorer import explorer_files
 from sipp_bench.report.models import Models
-from sipp_bench.store import load_run
+from sipp_bench.store.folder import load_run
 from sipp_bench.zoo import data
 
 PRUNED = "run/lenet-5/digits/s0/magnitude/k0.2"

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from hypothesis import HealthCheck, settings
 
-from theory_checks.claims.base import QUICK
-from theory_checks.claims.identity import Comparison, IdentityClaim
-from theory_checks.subject import Subject
+from theory_checks.evidence.finding import QUICK
+from theory_checks.evidence.identity import Comparison, IdentityClaim
+from theory_checks.subjects.subject import Subject
 
 FEW = replace(QUICK, cases=12)
 PROPERTY = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])

@@ -12,12 +12,13 @@ from torch import nn
 
 import sipp_bench as sb
 from sipp_bench.errors import ModelError, PointsError
-from theory_checks import oracle, statistics
-from theory_checks.audit import audit, mean_interval
-from theory_checks.disagreement import prediction_disagreement
-from theory_checks.known_bad import KNOWN_BAD
-from theory_checks.subject import REFERENCE
-from theory_checks.wording import percent_up
+from theory_checks.cases import oracle
+from theory_checks.evidence import statistics
+from theory_checks.evidence.wording import percent_up
+from theory_checks.on_network.audit import audit, mean_interval
+from theory_checks.on_network.disagreement import prediction_disagreement
+from theory_checks.subjects.known_bad import KNOWN_BAD
+from theory_checks.subjects.subject import REFERENCE
 
 pytestmark = pytest.mark.statistical
 

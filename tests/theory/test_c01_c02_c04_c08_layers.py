@@ -7,7 +7,8 @@ from hypothesis import given, settings, target
 from hypothesis import strategies as st
 from theory.identities import PROPERTY, assert_holds
 
-from theory_checks import oracle
+from theory_checks.cases import oracle
+from theory_checks.cases.strategies import KINDS, LayerCase, NetworkCase, layer_cases, network_cases
 from theory_checks.claims import (
     c01_sensitivity_laws,
     c02_deterministic_error,
@@ -15,9 +16,8 @@ from theory_checks.claims import (
     c08_attainment,
 )
 from theory_checks.claims.c02_deterministic_error import block_signs, drop, drop_epsilons
-from theory_checks.rounding import error_rounding, sensitivity_rounding, sensitivity_underflow
-from theory_checks.strategies import KINDS, LayerCase, NetworkCase, layer_cases, network_cases
-from theory_checks.subject import REFERENCE
+from theory_checks.evidence.rounding import error_rounding, sensitivity_rounding, sensitivity_underflow
+from theory_checks.subjects.subject import REFERENCE
 
 pytestmark = pytest.mark.identity
 

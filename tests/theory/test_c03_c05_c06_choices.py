@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from theory.identities import PROPERTY, assert_holds
 
 from theory_checks.claims import c03_top_m, c05_allocation, c06_inversions
-from theory_checks.claims.base import QUICK
 from theory_checks.claims.c05_allocation import Problem
 from theory_checks.claims.c06_inversions import Setting
-from theory_checks.rounding import gamma
-from theory_checks.subject import REFERENCE
+from theory_checks.evidence.finding import QUICK
+from theory_checks.evidence.rounding import gamma
+from theory_checks.subjects.subject import REFERENCE
 
 pytestmark = pytest.mark.identity
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from sipp_bench.errors import ModelError, OptionError
 from sipp_bench.zoo import models
-from theory_checks.certificate import certified_class, certify
-from theory_checks.certificate_rules import RULES
-from theory_checks.claims.base import QUICK, Verdict
+from theory_checks.cases.strategies import NetworkCase, network_cases
+from theory_checks.certificate.certify import certified_class, certify
+from theory_checks.certificate.rules import RULES
 from theory_checks.claims.c07_network_certificate import CLAIM, prune_somehow
-from theory_checks.known_bad import KNOWN_BAD
-from theory_checks.strategies import NetworkCase, network_cases
-from theory_checks.subject import REFERENCE
+from theory_checks.evidence.finding import QUICK, Verdict
+from theory_checks.subjects.known_bad import KNOWN_BAD
+from theory_checks.subjects.subject import REFERENCE
 
 pytestmark = pytest.mark.identity
 

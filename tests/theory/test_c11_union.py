@@ -4,8 +4,8 @@ import pytest
 from sampling_claims import SMALL, rejects, shrunk
 
 from theory_checks.claims import QUICK, Effort, Verdict, claims
-from theory_checks.known_bad import KNOWN_BAD
-from theory_checks.subject import REFERENCE
+from theory_checks.subjects.known_bad import KNOWN_BAD
+from theory_checks.subjects.subject import REFERENCE
 
 CLAIM = claims()["C11"]
 pytestmark = pytest.mark.statistical

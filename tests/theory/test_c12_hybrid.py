@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import sipp_bench
 from theory_checks.claims import QUICK, Effort, Verdict, claims
-from theory_checks.subject import REFERENCE
+from theory_checks.subjects.subject import REFERENCE
 
 CLAIM = claims()["C12"]
 pytestmark = pytest.mark.statistical

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from sampling_claims import SMALL, rejects, shrunk
 
-from theory_checks import hard_cases
-from theory_checks.claims import QUICK, Effort, Verdict, claims, drawn
-from theory_checks.subject import REFERENCE
+from theory_checks.cases import hard_cases
+from theory_checks.claims import QUICK, Effort, Verdict, claims
+from theory_checks.evidence import drawn
+from theory_checks.subjects.subject import REFERENCE
 
 CLAIM = claims()["C13"]
 

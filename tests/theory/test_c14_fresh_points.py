@@ -9,12 +9,12 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from sipp_bench.sensitivity import Sensitivity, measure_sensitivity
-from theory_checks import families, oracle
-from theory_checks.claims.base import QUICK, Verdict
+from sipp_bench.sensitivity.measure import Sensitivity, measure_sensitivity
+from theory_checks.cases import families, oracle
 from theory_checks.claims.c14_fresh_points import CLAIM
-from theory_checks.known_bad import KNOWN_BAD
-from theory_checks.subject import REFERENCE
+from theory_checks.evidence.finding import QUICK, Verdict
+from theory_checks.subjects.known_bad import KNOWN_BAD
+from theory_checks.subjects.subject import REFERENCE
 
 pytestmark = pytest.mark.statistical
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from theory_checks import statistics
-from theory_checks.claims.base import QUICK, Verdict
 from theory_checks.claims.c15_cdf_assumption import BLOCKS, CLAIM, DELTA_S, UniformBlock
-from theory_checks.known_bad import KNOWN_BAD
-from theory_checks.subject import REFERENCE
+from theory_checks.evidence import statistics
+from theory_checks.evidence.finding import QUICK, Verdict
+from theory_checks.subjects.known_bad import KNOWN_BAD
+from theory_checks.subjects.subject import REFERENCE
 
 pytestmark = pytest.mark.statistical
 

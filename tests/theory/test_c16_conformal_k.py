@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from theory_checks.claims.base import QUICK, Verdict
 from theory_checks.claims.c16_conformal_k import CLAIM, COVERAGE
-from theory_checks.known_bad import KNOWN_BAD
-from theory_checks.subject import REFERENCE
+from theory_checks.evidence.finding import QUICK, Verdict
+from theory_checks.subjects.known_bad import KNOWN_BAD
+from theory_checks.subjects.subject import REFERENCE
 
 pytestmark = pytest.mark.statistical
 

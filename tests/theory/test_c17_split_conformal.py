@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from theory_checks.claims.base import QUICK, Verdict
 from theory_checks.claims.c17_split_conformal import CLAIM
-from theory_checks.known_bad import KNOWN_BAD
-from theory_checks.subject import REFERENCE
+from theory_checks.evidence.finding import QUICK, Verdict
+from theory_checks.subjects.known_bad import KNOWN_BAD
+from theory_checks.subjects.subject import REFERENCE
 
 pytestmark = pytest.mark.statistical
 

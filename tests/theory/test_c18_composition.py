@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from theory_checks.claims.base import QUICK, Verdict
+from theory_checks.certificate.composition import Distribution, cancellation, folded, is_chain
 from theory_checks.claims.c18_composition import CLAIM
-from theory_checks.composition import Distribution, cancellation, folded, is_chain
-from theory_checks.known_bad import KNOWN_BAD
-from theory_checks.subject import REFERENCE
+from theory_checks.evidence.finding import QUICK, Verdict
+from theory_checks.subjects.known_bad import KNOWN_BAD
+from theory_checks.subjects.subject import REFERENCE
 
 pytestmark = pytest.mark.identity
 

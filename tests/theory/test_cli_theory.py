@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sipp_bench.cli import main
+from sipp_bench.cli.commands import main
 from theory_checks.claims import claims
 
 NETWORK = "tests.theory.test_cli_theory:network"
@@ -136,6 +136,6 @@ def test_the_library_does_not_need_the_checks() -> None:
     import subprocess
     import sys
 
-    code = "import sys, sipp_bench, sipp_bench.cli; print([name for name in sys.modules if 'theory' in name])"
+    code = "import sys, sipp_bench, sipp_bench.cli.commands; print([name for name in sys.modules if 'theory' in name])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "['sipp_bench.cli_theory']"
+    assert result.stdout.strip() == "['sipp_bench.cli.theory']"

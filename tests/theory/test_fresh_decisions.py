@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from theory_checks import network_fresh
 from theory_checks.claims import QUICK, Finding, Verdict
+from theory_checks.on_network import fresh as network_fresh
 
 
 def fresh_rates(n: int, counts: Tensor, fresh: int) -> Finding:

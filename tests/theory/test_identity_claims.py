@@ -17,10 +17,10 @@ from theory_checks.claims import (
     c06_inversions,
     c08_attainment,
 )
-from theory_checks.claims.base import QUICK, Kind, Verdict
-from theory_checks.claims.identity import Comparison, IdentityClaim, close
-from theory_checks.known_bad import KNOWN_BAD
-from theory_checks.subject import REFERENCE
+from theory_checks.evidence.finding import QUICK, Kind, Verdict
+from theory_checks.evidence.identity import Comparison, IdentityClaim, close
+from theory_checks.subjects.known_bad import KNOWN_BAD
+from theory_checks.subjects.subject import REFERENCE
 
 pytestmark = pytest.mark.identity
 

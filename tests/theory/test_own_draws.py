@@ -15,12 +15,12 @@ from sipp_bench import methods
 from sipp_bench.methods.protocol import Selection
 from sipp_bench.methods.sipp_rand import SippRand
 from theory_checks import check_method, verify
+from theory_checks.cases.drawn_networks import branches, draw_network
 from theory_checks.claims import Verdict, claims
-from theory_checks.claims.base import QUICK
-from theory_checks.drawn_blocks import seeds_for
-from theory_checks.drawn_networks import branches, draw_network
-from theory_checks.known_bad import KNOWN_BAD
-from theory_checks.own_draws import Law, OwnDraws
+from theory_checks.evidence.finding import QUICK
+from theory_checks.evidence.own_draws import Law, OwnDraws
+from theory_checks.on_network.drawn_blocks import seeds_for
+from theory_checks.subjects.known_bad import KNOWN_BAD
 
 EFFORT = replace(QUICK, cases=5, trials=400)
 METHOD = "sipp_bench.methods.sipp.reweighted"

@@ -12,14 +12,14 @@ from sipp_bench import bounds
 from sipp_bench.methods.protocol import Selection
 from sipp_bench.methods.sipp import SamplingMethod, SippMethod
 from sipp_bench.methods.sipp_hybrid import SippHybrid
-from sipp_bench.sensitivity import LayerSensitivity, Sensitivity, measure_sensitivity
+from sipp_bench.sensitivity.measure import LayerSensitivity, Sensitivity, measure_sensitivity
 from theory_checks import verify
-from theory_checks.certificate import certify
+from theory_checks.certificate.certify import certify
 from theory_checks.claims import Finding, Verdict
-from theory_checks.claims.base import QUICK
+from theory_checks.evidence.finding import QUICK
 
 EFFORT = replace(QUICK, cases=5, trials=400)
-MEASURED = ("sipp_bench.methods.sipp", "theory_checks.network", "theory_checks.network_identities")
+MEASURED = ("sipp_bench.methods.sipp", "theory_checks.on_network.context", "theory_checks.on_network.identities")
 Patch = pytest.MonkeyPatch
 
 
@@ -66,7 +66,7 @@ def parts_not_merged(patch: Patch) -> None:
 def last_point_lost(patch: Patch) -> None:
     """Where S is measured as a whole."""
     patch.setattr(
-        "theory_checks.network.measure_sensitivity",
+        "theory_checks.on_network.context.measure_sensitivity",
         lambda model, points, **options: measure_sensitivity(model, points[:-1], **options),
     )
 
@@ -87,7 +87,7 @@ def scaled_certificate(patch: Patch) -> None:
         found = certify(model, pruned, points)
         return replace(found, error=found.error * 0.02)
 
-    patch.setattr("theory_checks.network_identities.certify", smaller)
+    patch.setattr("theory_checks.on_network.identities.certify", smaller)
 
 
 def plan_of_the_seed(patch: Patch) -> None:
@@ -103,7 +103,7 @@ def plan_of_the_seed(patch: Patch) -> None:
 def rank_too_low(patch: Patch) -> None:
     """A quantile for a larger alpha: of 100 fresh points about 55 are covered."""
     sound = bounds.conformal_quantile
-    patch.setattr("theory_checks.network_fresh.bounds.conformal_quantile", lambda s, alpha: sound(s, 0.45))
+    patch.setattr("theory_checks.on_network.fresh.bounds.conformal_quantile", lambda s, alpha: sound(s, 0.45))
 
 
 PLANTED: dict[str, tuple[str, str, float, Callable[[Patch], None]]] = {

@@ -5,9 +5,9 @@ import itertools
 import pytest
 from sampling_claims import SMALL
 
-from theory_checks import power
 from theory_checks.claims import Verdict, claims
-from theory_checks.known_bad import KNOWN_BAD
+from theory_checks.published import power
+from theory_checks.subjects.known_bad import KNOWN_BAD
 
 pytestmark = pytest.mark.statistical
 

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 import sipp_bench as sb
-from sipp_bench import metrics
+from sipp_bench.compression import metrics
 from sipp_bench.errors import OptionError
 from sipp_bench.zoo import training
-from theory_checks import predictive
-from theory_checks.predictive import Predictive, correlate, picture, predictive_power, retrained_errors
+from theory_checks.published import predictive
+from theory_checks.published.predictive import Predictive, correlate, picture, predictive_power, retrained_errors
 
 METHODS = (("sipp-det", {}), ("sipp-rand", {"weights": "downstream"}))
 KEEPS = (0.5, 0.1)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from sipp_bench.errors import OptionError
-from theory_checks import statistics
 from theory_checks.claims import FULL, QUICK, Effort, claims
+from theory_checks.evidence import statistics
 
 RATES = (Fraction(0), Fraction(1, 1000), Fraction(1, 10), Fraction(1, 3), Fraction(1, 2), Fraction(9, 10), Fraction(1))
 LEVELS = (Fraction(1, 2), Fraction(1, 20), Fraction(1, 1000), Fraction(1, 10**8))

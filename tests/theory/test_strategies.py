@@ -10,9 +10,8 @@ from hypothesis import given
 from theory.identities import PROPERTY
 from torch import nn
 
-from theory_checks import oracle
-from theory_checks.rounding import gamma, sensitivity_rounding
-from theory_checks.strategies import (
+from theory_checks.cases import oracle
+from theory_checks.cases.strategies import (
     INPUTS,
     KINDS,
     SCALES,
@@ -27,6 +26,7 @@ from theory_checks.strategies import (
     random_layer_cases,
     random_network_case,
 )
+from theory_checks.evidence.rounding import gamma, sensitivity_rounding
 
 pytestmark = pytest.mark.identity
 

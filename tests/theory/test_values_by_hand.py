@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from sipp_bench import bounds
-from theory_checks import hard_cases, rounding, statistics
-from theory_checks.claims import drawn
-from theory_checks.claims.decided import Decision
-from theory_checks.hard_cases import Bound, Instance
+from theory_checks.cases import hard_cases
+from theory_checks.cases.hard_cases import Bound, Instance
+from theory_checks.evidence import drawn, rounding, statistics
+from theory_checks.evidence.decided import Decision
 
 CLOSE = 1e-10  # of scipy's sums of terms; the values by hand are exact
 

@@ -16,15 +16,17 @@ from torch import Tensor, nn
 import sipp_bench as sb
 import theory_checks
 from sipp_bench import bounds
+from sipp_bench.compression.metrics import median
 from sipp_bench.errors import ModelError, OptionError, PointsError
 from sipp_bench.methods.sampling import BlockSampler, reweighted
 from sipp_bench.methods.sipp_hybrid import SippHybrid
-from sipp_bench.metrics import median
-from theory_checks import Report, drawn_blocks, fresh_look, network, verify
-from theory_checks.claims.base import QUICK, Verdict
-from theory_checks.held import Held
-from theory_checks.network import Cell, Context
-from theory_checks.vacuity import smallest_keeps
+from theory_checks import Report, verify
+from theory_checks.evidence.finding import QUICK, Verdict
+from theory_checks.on_network import context as network
+from theory_checks.on_network import drawn_blocks, fresh_look
+from theory_checks.on_network.context import Cell, Context
+from theory_checks.on_network.held import Held
+from theory_checks.on_network.vacuity import smallest_keeps
 
 EFFORT = replace(QUICK, cases=5, trials=400)
 ROOT = verify.__module__
@@ -153,7 +155,7 @@ original_plan = SippHybrid.plan
 
 
 def test_planted_halved_sensitivities(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("sipp_bench.methods.sipp", "theory_checks.network", "theory_checks.network_identities"):
+    for place in ("sipp_bench.methods.sipp", "theory_checks.on_network.context", "theory_checks.on_network.identities"):
         monkeypatch.setattr(f"{place}.measure_sensitivity", halved_sensitivity)
     report = run(method="sipp-det", keep=0.6)
     assert not report.ok
@@ -163,7 +165,7 @@ def test_planted_halved_sensitivities(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_planted_half_of_the_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("sipp_bench.methods.sipp", "theory_checks.network", "theory_checks.network_identities"):
+    for place in ("sipp_bench.methods.sipp", "theory_checks.on_network.context", "theory_checks.on_network.identities"):
         monkeypatch.setattr(f"{place}.measure_sensitivity", first_half)
     report = run(method="sipp-det", keep=0.6)
     assert verdicts(report)["C2"] is Verdict.FALSIFIED
@@ -174,12 +176,12 @@ def test_planted_too_large_sensitivities(monkeypatch: pytest.MonkeyPatch) -> Non
         found = sb.measure_sensitivity(*arguments, **options)
         return replace(found, layers={n: replace(e, values=(e.values > 0).float()) for n, e in found.layers.items()})
 
-    for place in ("sipp_bench.methods.sipp", "theory_checks.network"):
+    for place in ("sipp_bench.methods.sipp", "theory_checks.on_network.context"):
         monkeypatch.setattr(f"{place}.measure_sensitivity", ones)
     assert verdicts(run(method="sipp-det", keep=0.9))["C8"] is Verdict.FALSIFIED
 
 
-@pytest.mark.parametrize("place", ["theory_checks.drawn_blocks", "sipp_bench.methods.sipp"])
+@pytest.mark.parametrize("place", ["theory_checks.on_network.drawn_blocks", "sipp_bench.methods.sipp"])
 def test_planted_draws_that_are_too_few(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One for 64 that the bound is for, by the sampler or by the method itself: too far off too often."""
 
@@ -206,10 +208,10 @@ def test_planted_plan_that_knows_the_seed(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_planted_certificate_without_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from theory_checks.known_bad import KNOWN_BAD
+    from theory_checks.subjects.known_bad import KNOWN_BAD
 
     wrong = KNOWN_BAD["certificate: errors of earlier layers forgotten"].certify
-    monkeypatch.setattr("theory_checks.network_identities.certify", wrong)
+    monkeypatch.setattr("theory_checks.on_network.identities.certify", wrong)
     model = mlp()
     with torch.no_grad():
         model[0].weight.abs_()
@@ -227,7 +229,7 @@ def test_fresh_points_from_elsewhere_are_noticed() -> None:
 
 def test_planted_conformal_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "theory_checks.network_fresh.bounds.conformal_quantile", lambda scores, alpha: float(min(scores))
+        "theory_checks.on_network.fresh.bounds.conformal_quantile", lambda scores, alpha: float(min(scores))
     )
     assert verdicts(run(claims=["C17"]))["C17"] is Verdict.FALSIFIED
 

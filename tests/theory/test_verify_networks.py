@@ -12,11 +12,12 @@ import sipp_bench as sb
 from sipp_bench import bounds
 from sipp_bench.errors import ModelError
 from sipp_bench.methods.sipp_det import SippDet
-from theory_checks import Report, oracle, verify
-from theory_checks import capture as capture_module
-from theory_checks.capture import layer_batches
-from theory_checks.claims.base import QUICK, Verdict
-from theory_checks.composition import is_chain
+from theory_checks import Report, verify
+from theory_checks.cases import oracle
+from theory_checks.certificate.composition import is_chain
+from theory_checks.evidence.finding import QUICK, Verdict
+from theory_checks.on_network import capture as capture_module
+from theory_checks.on_network.capture import layer_batches
 
 EFFORT = replace(QUICK, cases=5, trials=300)
 # Where some block loses a single weight, so that its error is its bound (claim C8).

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sipp_bench.errors import ModelError, PointsError
-from sipp_bench.point_sets import PointSet, plain
-from theory_checks import Report, network_identities, verify
-from theory_checks.audit import shared_points
-from theory_checks.certificate import certify
-from theory_checks.claims.base import QUICK, Verdict
-from theory_checks.held import Held
+from sipp_bench.network.point_sets import PointSet, plain
+from theory_checks import Report, verify
+from theory_checks.certificate.certify import certify
+from theory_checks.evidence.finding import QUICK, Verdict
+from theory_checks.on_network import identities as network_identities
+from theory_checks.on_network.audit import shared_points
+from theory_checks.on_network.held import Held
 
 EFFORT = replace(QUICK, cases=5, trials=300)
 

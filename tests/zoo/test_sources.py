@@ -13,8 +13,8 @@ import torch
 from installed import lacking
 from PIL import Image
 
-from sipp_bench import memory
 from sipp_bench.errors import DataError
+from sipp_bench.machine import memory
 from sipp_bench.zoo import data, sources
 from sipp_bench.zoo.sources import Idx
 

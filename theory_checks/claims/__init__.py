@@ -4,7 +4,7 @@ import functools
 import importlib
 import pkgutil
 
-from theory_checks.claims.base import FULL, QUICK, Claim, Effort, Finding, Kind, Verdict
+from theory_checks.evidence.finding import FULL, QUICK, Claim, Effort, Finding, Kind, Verdict
 
 __all__ = ["FULL", "QUICK", "Claim", "Effort", "Finding", "Kind", "Verdict", "claims"]
 

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sipp_bench.sensitivity import LayerSensitivity
-from theory_checks import oracle
-from theory_checks.claims.base import Effort
-from theory_checks.claims.identity import Comparison, IdentityClaim, close
-from theory_checks.rounding import gamma, sensitivity_rounding, sensitivity_underflow
-from theory_checks.strategies import LayerCase, NetworkCase, random_layer_cases, random_network_case
-from theory_checks.subject import Subject
+from sipp_bench.sensitivity.measure import LayerSensitivity
+from theory_checks.cases import oracle
+from theory_checks.cases.strategies import LayerCase, NetworkCase, random_layer_cases, random_network_case
+from theory_checks.evidence.finding import Effort
+from theory_checks.evidence.identity import Comparison, IdentityClaim, close
+from theory_checks.evidence.rounding import gamma, sensitivity_rounding, sensitivity_underflow
+from theory_checks.subjects.subject import Subject
 
 # 16 points of these, with 2 inputs and 2 * 2 sums each, are more than the library takes into one chunk (2^24 numbers),
 # so that its splitting is looked at as well.

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from theory_checks import oracle
-from theory_checks.claims.base import Effort
-from theory_checks.claims.identity import Comparison, IdentityClaim
-from theory_checks.rounding import error_rounding, sensitivity_rounding, sensitivity_underflow
-from theory_checks.strategies import LayerCase, NetworkCase, random_layer_cases, random_network_case
-from theory_checks.subject import Subject
+from theory_checks.cases import oracle
+from theory_checks.cases.strategies import LayerCase, NetworkCase, random_layer_cases, random_network_case
+from theory_checks.evidence.finding import Effort
+from theory_checks.evidence.identity import Comparison, IdentityClaim
+from theory_checks.evidence.rounding import error_rounding, sensitivity_rounding, sensitivity_underflow
+from theory_checks.subjects.subject import Subject
 
 
 class DeterministicError(IdentityClaim[LayerCase | NetworkCase]):

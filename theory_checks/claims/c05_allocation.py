@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from theory_checks.claims.base import Effort
-from theory_checks.claims.identity import Comparison, IdentityClaim, close
-from theory_checks.rounding import gamma, unit
-from theory_checks.subject import Subject
+from theory_checks.evidence.finding import Effort
+from theory_checks.evidence.identity import Comparison, IdentityClaim, close
+from theory_checks.evidence.rounding import gamma, unit
+from theory_checks.subjects.subject import Subject
 
 Array = npt.NDArray[np.float64]
 

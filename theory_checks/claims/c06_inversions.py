@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from theory_checks.claims.base import Effort
-from theory_checks.claims.identity import Comparison, IdentityClaim, close
-from theory_checks.rounding import gamma
-from theory_checks.subject import Subject
+from theory_checks.evidence.finding import Effort
+from theory_checks.evidence.identity import Comparison, IdentityClaim, close
+from theory_checks.evidence.rounding import gamma
+from theory_checks.subjects.subject import Subject
 
 
 @dataclass(frozen=True)

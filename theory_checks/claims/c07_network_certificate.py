@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from theory_checks.claims.base import Effort
-from theory_checks.claims.identity import Comparison, IdentityClaim
-from theory_checks.strategies import Residual, random_network_case
-from theory_checks.subject import Subject
+from theory_checks.cases.strategies import Residual, random_network_case
+from theory_checks.evidence.finding import Effort
+from theory_checks.evidence.identity import Comparison, IdentityClaim
+from theory_checks.subjects.subject import Subject
 
 PRUNINGS = ("drop", "drop", "reweight", "perturb", "flip", "drop all", "none")
 

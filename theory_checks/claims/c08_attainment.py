@@ -5,13 +5,13 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from theory_checks import oracle
-from theory_checks.claims.base import Effort
+from theory_checks.cases import oracle
+from theory_checks.cases.strategies import LayerCase, random_layer_cases
 from theory_checks.claims.c02_deterministic_error import block_signs, drop, drop_epsilons, dropped_sets
-from theory_checks.claims.identity import Comparison, IdentityClaim, close
-from theory_checks.rounding import error_rounding, gamma, sensitivity_rounding, sensitivity_underflow
-from theory_checks.strategies import LayerCase, random_layer_cases
-from theory_checks.subject import Subject
+from theory_checks.evidence.finding import Effort
+from theory_checks.evidence.identity import Comparison, IdentityClaim, close
+from theory_checks.evidence.rounding import error_rounding, gamma, sensitivity_rounding, sensitivity_underflow
+from theory_checks.subjects.subject import Subject
 
 
 class Attainment(IdentityClaim[LayerCase]):

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from scipy import stats
 
-from sipp_bench.seeds import derived_seed
-from theory_checks import drawn_networks, hard_cases, rounding, statistics
-from theory_checks.claims import drawn
-from theory_checks.claims.base import Effort, Kind
-from theory_checks.claims.decided import DecidedClaim, Decision, Outcome
-from theory_checks.claims.drawn import Counts
-from theory_checks.hard_cases import Array, Block
-from theory_checks.subject import Subject
+from sipp_bench.machine.seeds import derived_seed
+from theory_checks.cases import drawn_networks, hard_cases
+from theory_checks.cases.hard_cases import Array, Block
+from theory_checks.evidence import drawn, rounding, statistics
+from theory_checks.evidence.decided import DecidedClaim, Decision, Outcome
+from theory_checks.evidence.drawn import Counts
+from theory_checks.evidence.finding import Effort, Kind
+from theory_checks.subjects.subject import Subject
 
 LARGE = 6
 METHOD_BLOCKS = 4

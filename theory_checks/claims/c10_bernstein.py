@@ -4,12 +4,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from theory_checks import hard_cases
-from theory_checks.claims import drawn
-from theory_checks.claims.base import Effort, Kind
-from theory_checks.claims.decided import Decision, Outcome, trials_for
-from theory_checks.hard_cases import Array, Instance
-from theory_checks.subject import Subject
+from theory_checks.cases import hard_cases
+from theory_checks.cases.hard_cases import Array, Instance
+from theory_checks.evidence import drawn
+from theory_checks.evidence.decided import Decision, Outcome, trials_for
+from theory_checks.evidence.finding import Effort, Kind
+from theory_checks.subjects.subject import Subject
 
 # Failure probabilities of the exact search; those of the simulations, the main one first.
 EXACT = (0.5, 0.2, 0.1, 0.01, 1e-4)

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from theory_checks import hard_cases, oracle, rounding, statistics
-from theory_checks.claims import drawn
-from theory_checks.claims.base import Effort, Kind
-from theory_checks.claims.decided import BETA, Decision, Outcome
-from theory_checks.hard_cases import Array, Instance
-from theory_checks.subject import Subject
+from theory_checks.cases import hard_cases, oracle
+from theory_checks.cases.hard_cases import Array, Instance
+from theory_checks.evidence import drawn, rounding, statistics
+from theory_checks.evidence.decided import BETA, Decision, Outcome
+from theory_checks.evidence.finding import Effort, Kind
+from theory_checks.subjects.subject import Subject
 
 NEURONS = 100
 DELTA = 0.2

@@ -4,12 +4,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from theory_checks import rounding
-from theory_checks.claims import drawn
-from theory_checks.claims.base import Effort, Kind
-from theory_checks.claims.decided import Outcome
-from theory_checks.hard_cases import Array, Block
-from theory_checks.subject import Subject
+from theory_checks.cases.hard_cases import Array, Block
+from theory_checks.evidence import drawn, rounding
+from theory_checks.evidence.decided import Outcome
+from theory_checks.evidence.finding import Effort, Kind
+from theory_checks.subjects.subject import Subject
 
 DELTA = 0.2
 KEEP = 0.3

@@ -5,11 +5,12 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from theory_checks import families, rounding
-from theory_checks.claims.base import Effort, Kind
-from theory_checks.claims.decided import DecidedClaim, Decision, Outcome, trials_for
-from theory_checks.families import KERNEL, Family
-from theory_checks.subject import Subject
+from theory_checks.cases import families
+from theory_checks.cases.families import KERNEL, Family
+from theory_checks.evidence import rounding
+from theory_checks.evidence.decided import DecidedClaim, Decision, Outcome, trials_for
+from theory_checks.evidence.finding import Effort, Kind
+from theory_checks.subjects.subject import Subject
 
 POINTS = 5
 DELTA = 0.1

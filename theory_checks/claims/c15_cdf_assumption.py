@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from theory_checks import rounding
-from theory_checks.claims.base import Effort, Kind, Verdict
-from theory_checks.claims.decided import DecidedClaim, Decision, Outcome, trials_for
-from theory_checks.subject import Subject
+from theory_checks.evidence import rounding
+from theory_checks.evidence.decided import DecidedClaim, Decision, Outcome, trials_for
+from theory_checks.evidence.finding import Effort, Kind, Verdict
+from theory_checks.subjects.subject import Subject
 
 DELTA_S = DELTA = 0.1
 DRAWS = 200

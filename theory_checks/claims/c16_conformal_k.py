@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from theory_checks import families, rounding
-from theory_checks.claims.base import Effort, Kind
-from theory_checks.claims.decided import DecidedClaim, Decision, Outcome, trials_for
-from theory_checks.families import KERNEL
-from theory_checks.subject import Subject
+from theory_checks.cases import families
+from theory_checks.cases.families import KERNEL
+from theory_checks.evidence import rounding
+from theory_checks.evidence.decided import DecidedClaim, Decision, Outcome, trials_for
+from theory_checks.evidence.finding import Effort, Kind
+from theory_checks.subjects.subject import Subject
 
 POINTS = 5
 CALIBRATION, ALPHA = 9, "0.2"

@@ -9,10 +9,11 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from theory_checks import families, statistics
-from theory_checks.claims.base import Effort, Kind
-from theory_checks.claims.decided import DecidedClaim, Decision, Outcome, trials_for
-from theory_checks.subject import Subject
+from theory_checks.cases import families
+from theory_checks.evidence import statistics
+from theory_checks.evidence.decided import DecidedClaim, Decision, Outcome, trials_for
+from theory_checks.evidence.finding import Effort, Kind
+from theory_checks.subjects.subject import Subject
 
 # (n, alpha as written): in the second, (n + 1)(1 - alpha) is 3 exactly and a little more in floating point.
 PLAIN, EXACT, LAW = (9, "0.2"), (9, "0.7"), (19, "0.1")

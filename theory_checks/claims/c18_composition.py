@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from theory_checks import oracle
-from theory_checks.claims.base import Effort, Finding, Kind, Verdict
+from theory_checks.cases import oracle
+from theory_checks.certificate.composition import cancellation
 from theory_checks.claims.c07_network_certificate import PrunedCase
-from theory_checks.claims.identity import Comparison, IdentityClaim
-from theory_checks.composition import cancellation
-from theory_checks.rounding import gamma
-from theory_checks.subject import Subject
+from theory_checks.evidence.finding import Effort, Finding, Kind, Verdict
+from theory_checks.evidence.identity import Comparison, IdentityClaim
+from theory_checks.evidence.rounding import gamma
+from theory_checks.subjects.subject import Subject
 
 
 class Composition(IdentityClaim[PrunedCase]):

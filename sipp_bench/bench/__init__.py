@@ -1,0 +1,1 @@
+"""The bench: suites in, run folders out; training, protocols, measuring, workers."""

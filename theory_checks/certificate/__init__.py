@@ -1,0 +1,1 @@
+"""Bounds through a whole network (claims C7 and C18)."""

@@ -1,0 +1,1 @@
+"""What a decision about a claim is: findings and verdicts, exact statistics, room for rounding, words."""

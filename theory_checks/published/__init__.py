@@ -1,0 +1,1 @@
+"""What is published of the theory: power, predictive power, the pages."""

@@ -1,0 +1,1 @@
+"""What is judged: the library itself, and implementations that are wrong on purpose."""

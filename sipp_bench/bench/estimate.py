@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-import sipp_bench as sb
 from sipp_bench.bench.jobs import reproducible
 from sipp_bench.bench.suite import Suite
 from sipp_bench.bench.suite_tables import Method, Target
@@ -14,6 +13,8 @@ from sipp_bench.compression.masks import require_masks_held
 from sipp_bench.machine.parts import torch_threads
 from sipp_bench.measures.corruptions import CORRUPTIONS, SEVERITIES
 from sipp_bench.measures.latency import timed
+from sipp_bench.methods import fit, prune
+from sipp_bench.sensitivity.sample_size import sample_size
 from sipp_bench.zoo import data, models, training
 from sipp_bench.zoo.recipes import Recipe
 
@@ -69,7 +70,7 @@ def _target(suite: Suite, target: Target) -> tuple[float, float]:
     recipe = target.training_recipe()
     wanted = suite.points
     if isinstance(wanted, str):
-        wanted = sb.sample_size(model, example=images[:1])
+        wanted = sample_size(model, example=images[:1])
     suite.require_enough(target.data, points_there)
     looks = min(wanted, points_there) / _POINTS
     _, batch = timed(lambda: metrics.evaluate(model, images, labels))
@@ -95,19 +96,19 @@ def _method(
     suite: Suite, method: Method, model: nn.Module, points: torch.Tensor, labels: torch.Tensor
 ) -> tuple[float, float, float]:
     """Seconds of a fit to these points, of pruning to a keep ratio, and of one check of the bounds on the points."""
-    fitted, fit = timed(lambda: sb.fit(model, points, method=method.name, labels=labels, **method.options))
-    pruned, prune = timed(lambda: fitted.prune(suite.keep[len(suite.keep) // 2]))
+    fitted, fitting = timed(lambda: fit(model, points, method=method.name, labels=labels, **method.options))
+    pruned, pruning = timed(lambda: fitted.prune(suite.keep[len(suite.keep) // 2]))
     if pruned.guarantee is None or pruned.guarantee.claims[0] not in suite.checks:
-        return fit, prune, 0.0
+        return fitting, pruning, 0.0
     _, check = timed(lambda: checks.check_cell(model, pruned, points, "S"))
-    return fit, prune, check
+    return fitting, pruning, check
 
 
 def _epoch(
     model: nn.Module, recipe: Recipe, images: torch.Tensor, labels: torch.Tensor, train: int, hold: bool = False
 ) -> float:
     """Seconds of one epoch over `train` images, from a few steps, with masks held or not; the network is put back."""
-    pruned = sb.prune(model, images[:2], method="random", keep=0.5)
+    pruned = prune(model, images[:2], method="random", keep=0.5)
 
     def after_step() -> None:
         if hold:

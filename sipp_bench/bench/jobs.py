@@ -25,12 +25,11 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
-import sipp_bench as sb
 from sipp_bench.bench.suite import Cell
 from sipp_bench.errors import OptionError, SippBenchError, WorkerError
 from sipp_bench.machine.parts import torch_threads
 from sipp_bench.machine.system import describe_system
-from sipp_bench.methods import Method
+from sipp_bench.methods import Method, register_method
 from sipp_bench.store.folder import Store
 from sipp_bench.store.records import to_json
 
@@ -110,7 +109,7 @@ def run_job(work: Work, cells: list[Cell], only_prepare: bool) -> Outbox:
     """
     _require_versions(work.system)
     for name, cls in work.methods.items():
-        sb.register_method(name, cls)
+        register_method(name, cls)
     with _alone, reproducible(work.threads):
         outbox = work.measure(cells, only_prepare)
     machine = system()["machine"]

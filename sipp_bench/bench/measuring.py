@@ -14,19 +14,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import sipp_bench as sb
 from sipp_bench.bench import protocols
 from sipp_bench.bench.jobs import Bar, Outbox, Writer
 from sipp_bench.bench.suite import Cell, Suite
 from sipp_bench.bench.suite_tables import Method
 from sipp_bench.compression import checks, metrics
 from sipp_bench.compression.masks import require_masks_held
+from sipp_bench.compression.pruned import Pruned
 from sipp_bench.errors import StoreError
 from sipp_bench.machine.seeds import derived_seed, generator
 from sipp_bench.measures.asked import Subject as AskedSubject
 from sipp_bench.measures.cell import cost_measures, count_operations, prediction_measures
 from sipp_bench.measures.latency import reference_samples, timed
 from sipp_bench.measures.predictions import predict
+from sipp_bench.methods import Fitted, fit
+from sipp_bench.sensitivity.sample_size import sample_size
 from sipp_bench.store.records import Arrays
 from sipp_bench.zoo import data, models, training
 
@@ -90,7 +92,7 @@ class Measuring:
     def _run_method(self, subject: _Subject, cells: list[Cell]) -> None:
         """Fit once, then run `cells`, which differ in their keep ratio only, from the largest down as cascades go."""
         method = self._method(cells[0])
-        reached: dict[tuple[float, ...], sb.Pruned] = {}
+        reached: dict[tuple[float, ...], Pruned] = {}
         with self._recording_failure(cells):
             self.bar.set_postfix_str(f"{cells[0].network}, seed {cells[0].seed}, {method.label}")
             fitted, fit_seconds = timed(lambda: self._fit(subject, cells[0], subject.trained.model), self.device)
@@ -126,7 +128,7 @@ class Measuring:
         if not isinstance(wanted, str):
             self.suite.require_enough(name, len(points))
             return min(wanted, len(points))
-        size = sb.sample_size(model, example=points.images[:1])  # "sample-size", the only word that suites take there
+        size = sample_size(model, example=points.images[:1])  # "sample-size", the only word that suites take there
         if size > len(points):
             self.store.record("sample_size", name, {"wanted": size, "there": len(points)})
         return min(size, len(points))
@@ -161,13 +163,13 @@ class Measuring:
             last_epoch=last_epoch,
         )
 
-    def _fit(self, subject: _Subject, cell: Cell, model: nn.Module) -> sb.Fitted:
+    def _fit(self, subject: _Subject, cell: Cell, model: nn.Module) -> Fitted:
         method, points = self._method(cell), subject.points
         with models.seeded(cell.seed):
-            return sb.fit(model, points.images, method=method.name, labels=points.labels, **method.options)
+            return fit(model, points.images, method=method.name, labels=points.labels, **method.options)
 
     def _task(
-        self, subject: _Subject, fitted: sb.Fitted, cell: Cell, reached: dict[tuple[float, ...], sb.Pruned]
+        self, subject: _Subject, fitted: Fitted, cell: Cell, reached: dict[tuple[float, ...], Pruned]
     ) -> protocols.Task:
         return protocols.Task(
             fitted=fitted,
@@ -182,7 +184,7 @@ class Measuring:
         )
 
     def _measure(
-        self, subject: _Subject, fitted: sb.Fitted, task: protocols.Task
+        self, subject: _Subject, fitted: Fitted, task: protocols.Task
     ) -> tuple[dict[str, Any], dict[str, float | list[float]], Arrays, dict[str, NDArray[Any]]]:
         """Prune to the cell's keep ratio and measure: the result, the times, the arrays by block, what is predicted."""
         model, example, beside = subject.trained.model, subject.points.images[:1], reference_samples()

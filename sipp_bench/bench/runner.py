@@ -12,13 +12,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-import sipp_bench as sb
 from sipp_bench.bench.executors import LocalWorkers, require_device
 from sipp_bench.bench.jobs import IN_FLIGHT, Outbox, Quiet, Work, distribute, reproducible, system
 from sipp_bench.bench.measuring import Measuring
 from sipp_bench.bench.suite import Cell, Suite
 from sipp_bench.errors import DataError, require_counts
 from sipp_bench.machine.system import describe_system
+from sipp_bench.methods import make_method
 from sipp_bench.store.folder import Run, Store, load_run
 from sipp_bench.zoo import data
 
@@ -75,7 +75,7 @@ def run(
             elif missing:
                 if download:  # before several workers of this machine do
                     _fetch({cell.data for cell in missing})
-                methods = {method.name: type(sb.make_method(method.name, **method.options)) for method in suite.methods}
+                methods = {method.name: type(make_method(method.name, **method.options)) for method in suite.methods}
                 work = Work(replace(measuring, store=Outbox(), bar=Quiet()).job, threads, system(), methods)
                 if executor is not None:
                     distribute(executor, work, missing, store, bar, IN_FLIGHT)

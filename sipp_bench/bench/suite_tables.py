@@ -7,9 +7,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, field_validator, model_validator
 
-import sipp_bench as sb
 from sipp_bench.machine.phrases import unknown
 from sipp_bench.measures.asked import Asked
+from sipp_bench.methods import check_options, list_methods
 from sipp_bench.zoo import data, models, training
 from sipp_bench.zoo.imagenet import is_imagenet
 from sipp_bench.zoo.recipes import Recipe, RecipeName
@@ -90,7 +90,7 @@ class Method(Table):
     @field_validator("name")
     @classmethod
     def _known_name(cls, name: str) -> str:
-        return choose(name, sb.list_methods(), "method")
+        return choose(name, list_methods(), "method")
 
     @field_validator("label")
     @classmethod
@@ -99,7 +99,7 @@ class Method(Table):
 
     @model_validator(mode="after")
     def _known_options(self) -> "Method":
-        sb.check_options(self.name, self.options)
+        check_options(self.name, self.options)
         return self
 
 

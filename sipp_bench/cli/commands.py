@@ -167,12 +167,12 @@ def list_names(
     ] = None,
 ) -> None:
     """List what suites and commands can name."""
-    import sipp_bench as sb
     from sipp_bench.bench.suite import list_suites
+    from sipp_bench.methods import list_methods
     from sipp_bench.zoo import data, models
 
     listers = {
-        "methods": sb.list_methods,
+        "methods": list_methods,
         "networks": models.list_models,
         "data": data.list_data,
         "suites": list_suites,

@@ -56,19 +56,19 @@ def _prune(
     image_size: Annotated[int, typer.Option(min=1, help="Height and width that images are brought to.")] = 224,
 ) -> None:
     """Prune a network and save its weights, for the same architecture to load."""
-    import sipp_bench as sb
+    from sipp_bench.methods import check_options, fit
     from sipp_bench.network.point_files import read_points
 
     require_writable(output)
     if output.suffix not in (".safetensors", ".pt", ".pth"):
         raise OptionError(f"{output} should end in .safetensors, .pt or .pth: the ending says how to write it.")
     options = parse_options(option or [])
-    sb.check_options(method, options)
+    check_options(method, options)
     if not 0 <= keep <= 1:
         raise OptionError(f"keep is a fraction from 0 to 1, not {keep}.")
     images = read_points(points, image_size=image_size, limit=limit)
     network = load_model(model, images, checkpoint, pretrained)
-    fitted = sb.fit(network, images, method=method, **options)
+    fitted = fit(network, images, method=method, **options)
     note_labels(method, images)
     pruned = fitted.prune(keep=keep, seed=seed)
     pruned.save(output)

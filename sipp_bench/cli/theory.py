@@ -80,8 +80,8 @@ def _verify(
     """Try to falsify the claims on a trained network. Exit code 0 only if nothing is falsified and something was
     checked.
     """
-    import sipp_bench as sb
     from sipp_bench.cli.prune import load_model, note_labels, parse_options, require_writable
+    from sipp_bench.methods import check_options
     from sipp_bench.network.point_files import read_points
     from theory_checks import verify
     from theory_checks.claims import FULL, QUICK
@@ -90,7 +90,7 @@ def _verify(
         if path is not None:
             require_writable(path)
     options = parse_options(option or [])
-    sb.check_options(method, options)
+    check_options(method, options)
     looked_at, others = (read_points(path, image_size=image_size, limit=limit) for path in (points, fresh))
     note_labels(method, looked_at)
     report = verify(

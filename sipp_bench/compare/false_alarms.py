@@ -89,8 +89,8 @@ def summarise(samples: Samples) -> dict[str, Any]:
 
 def operations() -> dict[str, tuple[Operation, Operation]]:
     """The max-times product and a prune by magnitude, each with a matrix product that takes about as long."""
-    import sipp_bench as sb
     from sipp_bench import maxtimes
+    from sipp_bench.methods import fit
     from sipp_bench.network.patches import Windows
     from sipp_bench.zoo import models
 
@@ -104,7 +104,7 @@ def operations() -> dict[str, tuple[Operation, Operation]]:
     square = torch.rand(768, 768, generator=generator)
     with models.seeded(0):
         model = models.build("lenet-300-100", (1, 28, 28), 10).eval()
-    fitted = sb.fit(model, torch.rand(8, 1, 28, 28, generator=generator), "magnitude")
+    fitted = fit(model, torch.rand(8, 1, 28, 28, generator=generator), "magnitude")
     return {
         "max-times product": (lambda: maxtimes.max_product(windows, z, positive, out), lambda: torch.mm(a, r)),
         "prune by magnitude": (lambda: fitted.prune(0.2, 0), lambda: torch.mm(square, square)),

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import sipp_bench as sb
+from sipp_bench.compression.pruned import Pruned
 from sipp_bench.measures.corruptions import CLEAN, Errors, corruption_errors, excess_errors
 from sipp_bench.measures.latency import latency_pair
 from sipp_bench.measures.predictions import agreement, predict, top_k_accuracy
 from sipp_bench.measures.random_splits import percentile, random_splits, split_masks
+from sipp_bench.methods import fit
 from sipp_bench.zoo.data import Part
 
 
@@ -55,7 +56,7 @@ class Subject:
     twin: nn.Module | None
     seed: int
 
-    def measures(self, final: "sb.Pruned", accuracy: float) -> dict[str, Any]:
+    def measures(self, final: "Pruned", accuracy: float) -> dict[str, Any]:
         """Of a cell, by the names under which runs store them; accuracy: its top-1 accuracy on the test part."""
         return self._corruptions(final.model) | self._splits(final.kept, accuracy) | self._of_twin
 
@@ -110,7 +111,7 @@ class Subject:
 
     @functools.cached_property
     def _magnitudes(self) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
-        scores = sb.fit(self.model, self.points, method="magnitude").observation.scores
+        scores = fit(self.model, self.points, method="magnitude").observation.scores
         return scores, {name: p.detach() for name, p in self.model.named_parameters() if name in scores}
 
     @property

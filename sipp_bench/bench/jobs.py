@@ -25,11 +25,11 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from sipp_bench.bench.suite import Cell
 from sipp_bench.errors import OptionError, SippBenchError, WorkerError
 from sipp_bench.machine.parts import torch_threads
 from sipp_bench.machine.system import describe_system
 from sipp_bench.methods import Method, register_method
+from sipp_bench.store.cell import Cell
 from sipp_bench.store.folder import Store
 from sipp_bench.store.records import to_json
 

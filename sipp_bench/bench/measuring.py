@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sipp_bench.bench import protocols
 from sipp_bench.bench.jobs import Bar, Outbox, Writer
-from sipp_bench.bench.suite import Cell, Suite
+from sipp_bench.bench.suite import Suite
 from sipp_bench.bench.suite_tables import Method
 from sipp_bench.compression import checks, metrics
 from sipp_bench.compression.masks import require_masks_held
@@ -29,6 +29,7 @@ from sipp_bench.measures.latency import reference_samples, timed
 from sipp_bench.measures.predictions import predict
 from sipp_bench.methods import Fitted, fit
 from sipp_bench.sensitivity.sample_size import sample_size
+from sipp_bench.store.cell import Cell
 from sipp_bench.store.records import Arrays
 from sipp_bench.zoo import data, models, training
 

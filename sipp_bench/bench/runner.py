@@ -15,10 +15,11 @@ from tqdm import tqdm
 from sipp_bench.bench.executors import LocalWorkers, require_device
 from sipp_bench.bench.jobs import IN_FLIGHT, Outbox, Quiet, Work, distribute, reproducible, system
 from sipp_bench.bench.measuring import Measuring
-from sipp_bench.bench.suite import Cell, Suite
+from sipp_bench.bench.suite import Suite
 from sipp_bench.errors import DataError, require_counts
 from sipp_bench.machine.system import describe_system
 from sipp_bench.methods import make_method
+from sipp_bench.store.cell import Cell
 from sipp_bench.store.folder import Run, Store, load_run
 from sipp_bench.zoo import data
 

@@ -7,7 +7,6 @@ and what is allowed.
 
 import hashlib
 import tomllib
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,41 +34,16 @@ from sipp_bench.bench.suite_tables import (
     distinct,
     require,
     require_label,
-    slug,
 )
 from sipp_bench.errors import OptionError, SuiteError
 from sipp_bench.machine.files import read_regular
 from sipp_bench.machine.phrases import describe, unknown
+from sipp_bench.store.cell import MOST_LETTERS, Cell, slug
 from sipp_bench.zoo import data
 
 CHECKS = ("C2", "C10", "C12", "C13")
-MOST_LETTERS = 220
-"""In a cell's id: with what is added to it, file systems take 255."""
-
 SAMPLE_SIZE = "sample-size"
 """The value of `points` that stands for the authors' rule, `sb.sample_size`."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One measurement: a network trained with a seed, pruned by a method to a keep ratio with that seed."""
-
-    network: str
-    data: str
-    seed: int
-    method: str
-    """The label of the method in the suite."""
-    keep: float
-
-    @property
-    def subject(self) -> tuple[str, str, int]:
-        """What is trained and fitted once for several cells: network, data and seed."""
-        return self.network, self.data, self.seed
-
-    @property
-    def id(self) -> str:
-        """A readable name that is fit for a file name and differs between any two cells of a suite."""
-        return "--".join([slug(self.network), slug(self.data), self.method, f"s{self.seed}", f"k{self.keep!r}"])
 
 
 class Suite(Table):

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 from sipp_bench.machine.phrases import unknown
 from sipp_bench.measures.asked import Asked
 from sipp_bench.methods import check_options, list_methods
+from sipp_bench.store.cell import default_label
 from sipp_bench.zoo import data, models, training
 from sipp_bench.zoo.imagenet import is_imagenet
 from sipp_bench.zoo.recipes import Recipe, RecipeName
@@ -101,16 +102,6 @@ class Method(Table):
     def _known_options(self) -> "Method":
         check_options(self.name, self.options)
         return self
-
-
-def slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._]+", "-", name)
-
-
-def default_label(name: object, options: dict[str, Any]) -> str:
-    """The name, then each option's value; what is no word of its own (a number, a yes or no) with its key."""
-    parts = [value if isinstance(value, str) else f"{key}={value}" for key, value in options.items()]
-    return "-".join([str(name), *parts])
 
 
 def require(condition: bool, sentence: str) -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sipp_bench.bench.suite_tables import default_label
 from sipp_bench.report.beyond import measures_of
 from sipp_bench.report.collect import Collected, RunLike, suite_table
 from sipp_bench.report.models import Family, Flips, Layer, Model, Models, Number, Operation
 from sipp_bench.report.thumbnails import class_names, draw_sheet, most_flipped
+from sipp_bench.store.cell import default_label
 
 PAIRS = 30
 """Of the kinds of flips, from one class to another, at most so many are listed."""

@@ -24,9 +24,9 @@ from typing import Any, Self
 import pandas as pd
 from numpy.typing import NDArray
 
-from sipp_bench.bench.suite import Cell
 from sipp_bench.errors import StoreError
 from sipp_bench.machine.files import refuse_irregular, refuse_way_out, sweep, write_atomically
+from sipp_bench.store.cell import Cell
 from sipp_bench.store.records import (
     FORMAT,
     Arrays,

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, StringConstraints, ValidationError
 
-from sipp_bench.bench.suite import MOST_LETTERS
 from sipp_bench.errors import StoreError
 from sipp_bench.machine.files import refuse_way_out
+from sipp_bench.store.cell import MOST_LETTERS
 from sipp_bench.store.records import check_format, damaged, read_json, unpack, unpack_predictions
 
 CellId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+=-]*$", max_length=MOST_LETTERS)]

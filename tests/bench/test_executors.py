@@ -24,10 +24,11 @@ from run_folders import results
 from sipp_bench.bench import executors, jobs, runner
 from sipp_bench.bench.executors import LocalWorkers, LostWorker, assign_devices, dask_executor
 from sipp_bench.bench.runner import run
-from sipp_bench.bench.suite import Cell, Suite, parse_suite
+from sipp_bench.bench.suite import Suite, parse_suite
 from sipp_bench.errors import OptionError, WorkerError
 from sipp_bench.methods import _REGISTRY
 from sipp_bench.report import prose
+from sipp_bench.store.cell import Cell
 from sipp_bench.store.folder import Run, load_run
 
 SUITE = """

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sipp_bench.bench.suite import Cell, list_suites, load_suite, parse_suite
+from sipp_bench.bench.suite import list_suites, load_suite, parse_suite
 from sipp_bench.errors import SuiteError
+from sipp_bench.store.cell import Cell
 
 TOP = """
 name = "small"

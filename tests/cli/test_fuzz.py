@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sipp_bench as sb
-from sipp_bench.bench.suite import Cell, list_suites, load_suite, parse_suite
+from sipp_bench.bench.suite import list_suites, load_suite, parse_suite
 from sipp_bench.cli.prune import parse_options
 from sipp_bench.compare import baseline, compare
 from sipp_bench.errors import SippBenchError
 from sipp_bench.network.point_files import read_points
 from sipp_bench.report.collect import collect
+from sipp_bench.store.cell import Cell
 from sipp_bench.store.folder import Store, load_run
 from sipp_bench.store.records import SEAL, sealed_json
 from sipp_bench.store.summary import summary

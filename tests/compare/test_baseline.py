@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sipp_bench.bench.suite import Cell, load_suite
+from sipp_bench.bench.suite import load_suite
 from sipp_bench.cli.commands import main
 from sipp_bench.compare import baseline, compare
 from sipp_bench.errors import OptionError, StoreError
+from sipp_bench.store.cell import Cell
 from sipp_bench.store.folder import Store
 
 CELLS = [Cell("net", "digits", seed, "a", 0.5) for seed in (0, 1)]

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sipp_bench.bench.suite import Cell
 from sipp_bench.compare import Comparison, compare
 from sipp_bench.compare.runs import epsilon_tolerance
 from sipp_bench.compare.timings import LOST_REFERENCE, NOT_IN_TURNS, ONE_RUN
 from sipp_bench.errors import OptionError, StoreError
+from sipp_bench.store.cell import Cell
 from sipp_bench.store.folder import Store
 from sipp_bench.store.records import read_json, sealed_json
 

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sipp_bench.bench.suite import Cell
 from sipp_bench.cli.commands import main
 from sipp_bench.errors import StoreError
 from sipp_bench.history.build import build_history, marked_steps
 from sipp_bench.history.points import read_history
+from sipp_bench.store.cell import Cell
 from sipp_bench.store.folder import Store
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "runs"

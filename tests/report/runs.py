@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sipp_bench.bench.suite import Cell
+from sipp_bench.store.cell import Cell
 from sipp_bench.store.folder import Store
 
 LAYERS = {"conv1.weight": (20, 500), "fc1.weight": (50, 40000), "fc2.weight": (10, 500)}

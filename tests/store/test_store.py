@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sipp_bench.bench.suite import Cell
 from sipp_bench.errors import StoreError
 from sipp_bench.store import folder as store_module
+from sipp_bench.store.cell import Cell
 from sipp_bench.store.folder import Store, load_run
 
 CELLS = [Cell("net", "digits", seed, "sipp-det", keep) for seed in (0, 1) for keep in (0.5, 0.1)]

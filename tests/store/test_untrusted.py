@@ -15,9 +15,10 @@ from torch import nn
 
 import sipp_bench
 import theory_checks
-from sipp_bench.bench.suite import Cell, load_suite
+from sipp_bench.bench.suite import load_suite
 from sipp_bench.compare import baseline
 from sipp_bench.errors import CheckpointError, DataError, ModelError, StoreError, SuiteError
+from sipp_bench.store.cell import Cell
 from sipp_bench.store.folder import Store, load_run
 from sipp_bench.store.records import read_json, sealed_json
 from sipp_bench.zoo import imagenet, models, sources

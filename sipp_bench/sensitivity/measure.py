@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from sipp_bench import maxtimes
 from sipp_bench.errors import ModelError, OptionError, PointsError
-from sipp_bench.machine.memory import held_bytes, processes_here, room
+from sipp_bench.machine.memory import processes_here, room
 from sipp_bench.machine.parts import block_sums
 from sipp_bench.network.point_sets import Points, PointSet, Positions, as_point_set
 from sipp_bench.network.points import NO_POINTS, digest, model_device, usable_device
 from sipp_bench.network.unmeasured import check_parameters, unmeasured
 from sipp_bench.sensitivity.batches import Batches
+from sipp_bench.sensitivity.footprint import held_bytes
 from sipp_bench.sensitivity.passes import merge_ranks, run_passes
 from sipp_bench.sensitivity.ranks import Group, Ranks
 

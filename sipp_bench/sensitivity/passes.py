@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from sipp_bench.errors import OptionError
-from sipp_bench.machine.memory import held_bytes, workspace_bytes
 from sipp_bench.network.points import batch_length, call_model
 from sipp_bench.network.tracing import Call, Trace, tracing
 from sipp_bench.sensitivity.accumulator import Accumulator, Result, chunk_size
 from sipp_bench.sensitivity.batches import Batches
+from sipp_bench.sensitivity.footprint import held_bytes, workspace_bytes
 from sipp_bench.sensitivity.ranks import Ranks
 
 

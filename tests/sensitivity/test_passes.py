@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import sipp_bench as sb
 from sipp_bench.errors import OptionError, PointsError
 from sipp_bench.machine import memory
+from sipp_bench.sensitivity import footprint
 
 WIDTHS = (60, 300, 500, 400, 200)
 
@@ -33,7 +34,7 @@ def allowed(model: nn.Module, *names: str, before: tuple[str, ...] = ()) -> int:
     """Bytes for these layers in one pass, when `before` are finished; with room for workspace, not for a layer."""
     weights = dict(model.named_parameters())
     finished = sum(5 * weights[name].numel() + 16 * len(weights[name]) for name in before)
-    return finished + sum(memory.held_bytes(weights[name]) for name in names) + (1 << 20) + 500_000
+    return finished + sum(footprint.held_bytes(weights[name]) for name in names) + (1 << 20) + 500_000
 
 
 def same(one: sb.Sensitivity, other: sb.Sensitivity) -> None:
@@ -50,7 +51,7 @@ def test_as_many_passes_as_must_be_with_the_same_bits() -> None:
     model, points = deep()
     full = sb.measure_sensitivity(model, points, batch_size=4)
     assert full.passes == 1
-    expected = sum(memory.held_bytes(weight) for name, weight in model.named_parameters() if "weight" in name)
+    expected = sum(footprint.held_bytes(weight) for name, weight in model.named_parameters() if "weight" in name)
     assert full.peak_bytes == expected
     names = list(full)
     bounds = {
@@ -79,7 +80,7 @@ def test_every_kind_of_layer_in_a_pass_of_its_own(kind: str, reduction: Any, mon
     # Enough for each layer beside what is finished by then, and not for all at once.
     least = max(
         sum(full[done].values.nbytes * 5 // 4 + full[done].active.nbytes for done in list(full)[:index])
-        + memory.held_bytes(weights[name])
+        + footprint.held_bytes(weights[name])
         for index, name in enumerate(full)
     )
     sens = sb.measure_sensitivity(model, points, batch_size=4, patch_reduction=reduction, memory=least)
@@ -87,7 +88,9 @@ def test_every_kind_of_layer_in_a_pass_of_its_own(kind: str, reduction: Any, mon
     assert sens.peak_bytes <= least
     same(sens, full)
     with pytest.raises(OptionError, match=r"no room to measure '.*', not even by itself.*memory="):
-        sb.measure_sensitivity(model, points, patch_reduction=reduction, memory=memory.held_bytes(weights[last]) // 2)
+        sb.measure_sensitivity(
+            model, points, patch_reduction=reduction, memory=footprint.held_bytes(weights[last]) // 2
+        )
 
 
 class Stream(IterableDataset[Tensor]):

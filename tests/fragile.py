@@ -5,15 +5,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 import sipp_bench as sb
 from sipp_bench.methods import Observation, Selection
 from sipp_bench.methods.magnitude import Magnitude
-from sipp_bench.network.points import Points
+from sipp_bench.methods.observers import Look, Observer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,12 @@ class Fragile(sb.methods.Method):
     marker: str
     raise_below: int
 
-    def observe(self, model: nn.Module, points: Points, labels: Tensor | None, batch_size: int) -> Observation:
-        return Magnitude().observe(model, points, labels, batch_size)
+    @property
+    def needs(self) -> tuple[Observer[Any], ...]:
+        return Magnitude().needs
+
+    def observe(self, look: Look) -> Observation:
+        return Magnitude().observe(look)
 
     def select(
         self, observation: Observation, weights: Mapping[str, Tensor], budget: int, rng: np.random.Generator

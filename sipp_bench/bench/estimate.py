@@ -8,11 +8,12 @@ from torch import nn
 from sipp_bench.bench.jobs import reproducible
 from sipp_bench.bench.suite import Suite
 from sipp_bench.bench.suite_tables import Method, Target
-from sipp_bench.compression import checks, metrics
+from sipp_bench.compression.honoured import check_rows
 from sipp_bench.compression.masks import require_masks_held
 from sipp_bench.machine.parts import torch_threads
 from sipp_bench.measures.corruptions import CORRUPTIONS, SEVERITIES
 from sipp_bench.measures.latency import timed
+from sipp_bench.measures.predictions import evaluate
 from sipp_bench.methods import fit, prune
 from sipp_bench.sensitivity.sample_size import sample_size
 from sipp_bench.zoo import data, models, training
@@ -73,7 +74,7 @@ def _target(suite: Suite, target: Target) -> tuple[float, float]:
         wanted = sample_size(model, example=images[:1])
     suite.require_enough(target.data, points_there)
     looks = min(wanted, points_there) / _POINTS
-    _, batch = timed(lambda: metrics.evaluate(model, images, labels))
+    _, batch = timed(lambda: evaluate(model, images, labels))
     evaluation = batch * (test + validation) / len(images)
     epoch, epochs = 0.0, 0
     if recipe is not None:
@@ -98,9 +99,9 @@ def _method(
     """Seconds of a fit to these points, of pruning to a keep ratio, and of one check of the bounds on the points."""
     fitted, fitting = timed(lambda: fit(model, points, method=method.name, labels=labels, **method.options))
     pruned, pruning = timed(lambda: fitted.prune(suite.keep[len(suite.keep) // 2]))
-    if pruned.guarantee is None or pruned.guarantee.claims[0] not in suite.checks:
+    if pruned.guarantee is None or fitted.method.claims[0] not in suite.checks:
         return fitting, pruning, 0.0
-    _, check = timed(lambda: checks.check_cell(model, pruned, points, "S"))
+    _, check = timed(lambda: check_rows(model, pruned, points, "S"))
     return fitting, pruning, check
 
 

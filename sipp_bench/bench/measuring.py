@@ -18,7 +18,7 @@ from sipp_bench.bench import protocols
 from sipp_bench.bench.jobs import Bar, Outbox, Writer
 from sipp_bench.bench.suite import Suite
 from sipp_bench.bench.suite_tables import Method
-from sipp_bench.compression import checks, metrics
+from sipp_bench.compression.honoured import Where, check_rows
 from sipp_bench.compression.masks import require_masks_held
 from sipp_bench.compression.pruned import Pruned
 from sipp_bench.errors import StoreError
@@ -26,7 +26,7 @@ from sipp_bench.machine.seeds import derived_seed, generator
 from sipp_bench.measures.asked import Subject as AskedSubject
 from sipp_bench.measures.cell import cost_measures, count_operations, prediction_measures
 from sipp_bench.measures.latency import reference_samples, timed
-from sipp_bench.measures.predictions import predict
+from sipp_bench.measures.predictions import evaluate, predict, scores
 from sipp_bench.methods import Fitted, fit
 from sipp_bench.sensitivity.sample_size import sample_size
 from sipp_bench.store.cell import Cell
@@ -209,7 +209,7 @@ class Measuring:
             "kept": pruned.kept,
             "achieved_keep": pruned.kept / pruned.weights,
             **prediction_measures(subject.dense_logits, logits, subject.dataset.test.labels),
-            **cost_measures(model, example, subject.counted, final.model, pruned.masks),
+            **cost_measures(model, example, subject.counted, final.model, pruned.changes),
             **subject.asked.measures(final, scores["accuracy"]),
             "mask_sha256": pruned.mask_sha256,
             "checkpoint_sha256": subject.trained.sha256,
@@ -247,16 +247,16 @@ class Measuring:
     def _check(self, subject: _Subject, outcome: protocols.Outcome) -> tuple[list[dict[str, Any]], Arrays]:
         """The guarantee, which is about the network as pruned, compared with the one that it was pruned from."""
         pruned = outcome.pruned
-        # The first claim is the one that the rows of check_cell are about.
+        # The first claim is the one that the rows of check_rows are about.
         if pruned.guarantee is None or pruned.guarantee.claims[0] not in self.suite.checks:
             return [], {}
         rows: list[dict[str, Any]] = []
         blocks: dict[str, dict[str, NDArray[Any]]] = {}
-        parts: dict[checks.Where, data.Part] = {"S": subject.points, "fresh": subject.fresh}
+        parts: dict[Where, data.Part] = {"S": subject.points, "fresh": subject.fresh}
         subject.dataset.require_points(subject.points)
         subject.dataset.require_fresh(subject.fresh)
         for where, part in parts.items():
-            found, arrays = checks.check_cell(outcome.reference, pruned, part.images, where)
+            found, arrays = check_rows(outcome.reference, pruned, part.images, where)
             rows += [row | {"points": len(part)} for row in found]
             for weight, named in arrays.items():
                 blocks.setdefault(weight, {}).update({name: array.cpu().numpy() for name, array in named.items()})
@@ -295,8 +295,8 @@ def _draw(part: data.Part, wanted: int, seed: int) -> data.Part:
 def _evaluate(model: nn.Module, dataset: data.DataSet) -> tuple[dict[str, float], Tensor]:
     """Scores on the test and validation parts, and the logits of the test part, which it passes through once."""
     logits = predict(model, dataset.test.images)
-    test = metrics.evaluate(nn.Identity(), logits, dataset.test.labels)
-    validation = metrics.evaluate(model, dataset.validation.images, dataset.validation.labels)
+    test = scores(logits, dataset.test.labels)
+    validation = evaluate(model, dataset.validation.images, dataset.validation.labels)
     return test | {f"validation_{name}": value for name, value in validation.items()}, logits
 
 

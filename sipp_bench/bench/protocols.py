@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from sipp_bench.compression.masks import random_control, require_masks_held, require_nested, with_weights
+from sipp_bench.compression.masks import random_control, require_masks_held, require_nested
 from sipp_bench.compression.pruned import Pruned
 from sipp_bench.errors import OptionError, require_counts
 from sipp_bench.machine.parts import torch_threads
@@ -225,7 +225,7 @@ class Rewind(Protocol):
     def run(self, task: Task) -> Outcome:
         """The network as pruned, and trained from its early weights on."""
         pruned = task.fitted.prune(task.keep, task.seed)
-        rewound = with_weights(pruned, task.early(self.rewind_epoch))
+        rewound = pruned.on(task.early(self.rewind_epoch))
         after = retrained(rewound, task, _recipe(task), first_epoch=self.rewind_epoch)
         return Outcome(task.fitted.model, pruned, after)
 
@@ -254,7 +254,7 @@ class Lottery(Protocol):
         initial, recipe = task.early(0), _recipe(task)
         fitted = task.fitted if self.mask_from == "trained" else task.fit(initial)
         pruned = fitted.prune(task.keep, task.seed)
-        found, random = with_weights(pruned, initial), random_control(pruned, initial, task.seed)
+        found, random = pruned.on(initial), random_control(pruned, initial, task.seed)
         control = None if random is None else retrained(random, task, recipe)
         return Outcome(fitted.model, pruned, retrained(found, task, recipe), control)
 
@@ -285,8 +285,7 @@ def retrained(pruned: Pruned, task: Task, recipe: Recipe, first_epoch: int = 0) 
 
     On one CPU thread, as networks of the zoo are trained. The copy's guarantee is void.
     """
-    after = dataclasses.replace(pruned, model=copy.deepcopy(pruned.model), guarantee=copy.deepcopy(pruned.guarantee))
-    after.apply_masks()
+    after = pruned.on(pruned.model, copy.deepcopy(pruned.guarantee))
     hold = after.apply_masks(_nothing)
     assert hold is not None  # it is for a step that was given
 

@@ -1,50 +1,99 @@
-"""What a pruned network's method promises about the error of each block (claims C2, C10-C13)."""
+"""What a pruned network's method promises of each weight, in the unit of what it promises (claims C2, C10-C13)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from sipp_bench.compression.quantities import Quantity
+
+Inputs = Literal["S", "any"]
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """quantity <= epsilon, for one weight.
+
+    claim: the number of the claim that says so. quantity: what is bounded, and in which unit. epsilon: float64, one
+    number for each part that the quantity speaks of (a block: (neurons, 2), positive weights in column 0). useless_at:
+    what removing the whole weight gives, broadcast to epsilon; a bound at or above it says nothing. inputs: those that
+    it holds for, the points "S" that the method looked at, or "any". delta: failure probability of a part whose
+    `draws` are above 0; a part without draws is certain. draws: int64, of epsilon's shape; None: no draws anywhere.
+    """
+
+    claim: str
+    quantity: Quantity
+    epsilon: Tensor
+    inputs: Inputs = "S"
+    useless_at: Tensor | float = 1.0
+    delta: float = 0.0
+    drawn: Tensor | None = field(default=None)
+
+    @property
+    def draws(self) -> Tensor:
+        """How many draws each part took, 0 for a part that is certain."""
+        return torch.zeros_like(self.epsilon, dtype=torch.int64) if self.drawn is None else self.drawn
+
+    @property
+    def certain(self) -> Tensor:
+        """Parts whose bound holds always."""
+        return self.draws == 0
+
+    @property
+    def vacuous(self) -> Tensor:
+        """Parts whose bound says nothing: removing everything keeps it as well."""
+        return self.epsilon >= self.useless_at
+
 
 @dataclass
 class Guarantee:
-    """Bounds on the relative error r = |Zhat - Z| / Z of every block on the points S that the method looked at.
+    """Bounds by weight name, and what they have in common.
 
-    claims: those of THEORY.md that apply. delta: failure probability of each active (block, x, p, tau) over the
+    claims: those that apply, the main one first. delta: failure probability of each active (block, x, p, tau) over the
     draws, or of all of them together if `simultaneous` (claim C11); 0 for a method without draws, whose bounds hold
-    always. epsilon: by weight name, (neurons, 2) float64, blocks of positive weights in column 0; a value of 1 or
-    more says nothing (dropping the block does as well). draws: the same, int64; 0 where nothing is drawn.
-    per_patch: False if sensitivities were averaged over patches: C2 then speaks of each activation sign's relative
-    error averaged over the patches of a point. void: why the bounds hold no longer (retraining), or None.
+    always. num_points: points of S. void: why the bounds hold no longer (retraining), or None.
     """
 
     claims: tuple[str, ...]
     delta: float
     simultaneous: bool
-    epsilon: Mapping[str, Tensor]
-    draws: Mapping[str, Tensor]
+    bounds: Mapping[str, Bound]
     num_points: int
-    per_patch: bool = True
     void: str | None = None
 
     @property
+    def epsilon(self) -> dict[str, Tensor]:
+        """By weight name, `Bound.epsilon`."""
+        return {name: bound.epsilon for name, bound in self.bounds.items()}
+
+    @property
+    def draws(self) -> dict[str, Tensor]:
+        """By weight name, `Bound.draws`."""
+        return {name: bound.draws for name, bound in self.bounds.items()}
+
+    @property
+    def per_patch(self) -> bool:
+        """Whether every bound speaks of single patches, and none of averages over the patches of a point."""
+        return all(bound.quantity.per_patch for bound in self.bounds.values())
+
+    @property
     def deterministic(self) -> bool:
-        """Whether no block was drawn: the bounds then hold with certainty on S."""
-        return not any(bool(draws.any()) for draws in self.draws.values())
+        """Whether nothing was drawn: the bounds then hold with certainty."""
+        return not any(bool(bound.draws.any()) for bound in self.bounds.values())
 
     @property
     def vacuous(self) -> float:
-        """Share of the blocks whose bound says nothing (epsilon >= 1)."""
-        epsilon = torch.cat([values.flatten() for values in self.epsilon.values()])
-        return float((epsilon >= 1).double().mean())
+        """Share of the parts (blocks, layers) whose bound says nothing."""
+        return float(torch.cat([bound.vacuous.flatten() for bound in self.bounds.values()]).double().mean())
 
     def statement(self) -> str:
         """The guarantee as a sentence."""
         if self.void:
             return f"No guarantee: {self.void}."
-        blocks = sum(values.numel() for values in self.epsilon.values())
-        what = "relative error" if self.per_patch else "relative error averaged over the patches of a point"
+        parts = sum(bound.epsilon.numel() for bound in self.bounds.values())
+        quantity = next(iter(self.bounds.values())).quantity
         if self.deterministic:
             certainty = "always"
         elif self.simultaneous:
@@ -52,7 +101,20 @@ class Guarantee:
         else:
             certainty = f"for each with probability at least {1 - self.delta:g} over the draws"
         return (
-            f"On the {self.num_points} points looked at, each of the {blocks} blocks has {what} at most its epsilon, "
-            f"{certainty} (claim {', '.join(self.claims)}). For {self.vacuous:.1%} of the blocks epsilon is 1 or "
-            "more, which says nothing. Nothing is claimed about other points, accuracy, or a retrained network."
+            f"{self._where()}, each of the {parts} {quantity.unit}s has {quantity.phrase} at most its epsilon, "
+            f"{certainty} (claim {', '.join(self.claims)}). For {self.vacuous:.1%} of the {quantity.unit}s epsilon is "
+            f"{quantity.useless}, which says nothing. Nothing is claimed about {self._others()}accuracy, or a "
+            "retrained network."
         )
+
+    def _where(self) -> str:
+        if self._for_any:
+            return "For every input"
+        return f"On the {self.num_points} points looked at"
+
+    def _others(self) -> str:
+        return "" if self._for_any else "other points, "
+
+    @property
+    def _for_any(self) -> bool:
+        return all(bound.inputs == "any" for bound in self.bounds.values())

@@ -1,12 +1,12 @@
-"""Masks of pruned networks: whether they hold and nest, on other weights, and random ones of the same size."""
+"""Masks of pruned networks: whether they hold and nest, and random ones of the same size."""
 
-import copy
 import dataclasses
 import math
 
 import torch
 from torch import nn
 
+from sipp_bench.compression.changes import Masked
 from sipp_bench.compression.pruned import Pruned
 from sipp_bench.errors import ModelError
 from sipp_bench.machine.seeds import generator
@@ -31,13 +31,6 @@ def require_nested(pruned: Pruned, before: Pruned) -> None:
             raise ModelError(f"A later step of the cascade keeps weights of {name!r} that an earlier one had pruned.")
 
 
-def with_weights(pruned: Pruned, model: nn.Module) -> Pruned:
-    """The masks of `pruned` on a copy of `model`, without a guarantee."""
-    result = dataclasses.replace(pruned, model=copy.deepcopy(model), guarantee=None)
-    result.apply_masks()
-    return result
-
-
 def random_control(pruned: Pruned, model: nn.Module, seed: int) -> Pruned | None:
     """A random subnetwork of `model` that keeps as many weights in each layer as `pruned`, without a guarantee.
 
@@ -49,11 +42,12 @@ def random_control(pruned: Pruned, model: nn.Module, seed: int) -> Pruned | None
         name: mask.flatten()[torch.randperm(mask.numel(), generator=draws)].reshape(mask.shape)
         for name, mask in pruned.masks.items()
     }
-    control = with_weights(dataclasses.replace(pruned, masks=masks), model)
+    changes = {name: Masked(change.effective(), masks[name]) for name, change in pruned.changes.items()}
+    control = dataclasses.replace(pruned, changes=changes).on(model)
     differing = {name for name, mask in pruned.masks.items() if not torch.equal(mask, control.masks[name])}
     if not differing and sum(_log2_choices(mask) for mask in masks.values()) <= 32:
         return None
-    require_other(control.model, with_weights(pruned, model).model, "The random subnetwork", differing or set(masks))
+    require_other(control.model, pruned.on(model).model, "The random subnetwork", differing or set(masks))
     return control
 
 

@@ -1,6 +1,7 @@
-"""The result of pruning: weights, masks, per-layer table, its guarantee; applying, saving, exporting it."""
+"""The result of pruning: a changed network, its changes and guarantee; layer by layer, held, saved, exported."""
 
 import copy
+import dataclasses
 import functools
 import hashlib
 import io
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
+from sipp_bench.compression.changes import Change
 from sipp_bench.compression.guarantee import Guarantee
 from sipp_bench.errors import OptionError
 from sipp_bench.machine.files import write_atomically
@@ -26,48 +28,60 @@ if TYPE_CHECKING:
 class Pruned:
     """A pruned copy of a network.
 
-    model: the copy. masks: by weight name, bool, True exactly where the pruned weight is not 0. requested: weights
-    asked for, round(keep * N); layer_requests: the same by name. guarantee: None for methods without one.
+    model: the copy. changes: by weight name, what became of it (`changes.Change`). requested: values asked for,
+    round(keep * N); layer_requests: the same by name. guarantee: None for methods without one.
     Zeros do not make dense kernels faster: a masked network takes the same time and memory as before.
     """
 
     model: nn.Module
-    masks: Mapping[str, Tensor]
+    changes: Mapping[str, Change]
     requested: int
     layer_requests: Mapping[str, int]
     guarantee: Guarantee | None = field(default=None)
 
     @classmethod
-    def from_selection(
+    def from_changes(
         cls,
         model: nn.Module,
-        weights: Mapping[str, Tensor],
+        changes: Mapping[str, Change],
         layer_requests: Mapping[str, int],
         requested: int,
         guarantee: Guarantee | None,
     ) -> "Pruned":
-        """A copy of `model` with these weights, which it takes over; `model` stays as it is."""
+        """A copy of `model` with these changes, whose weights it takes over; `model` stays as it is."""
         # The new weights stand in for the old ones while copying, so that no second copy of the old ones is made.
-        memo = {}
+        memo, taken = {}, dict(changes)
         for name, parameter in model.named_parameters():
-            if name in weights:
-                weight = weights[name].detach()
+            if name in changes:
+                weight = changes[name].effective().detach()
                 if weight.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr():
                     weight = weight.clone()
+                    taken[name] = dataclasses.replace(changes[name], weight=weight)
                 memo[id(parameter)] = nn.Parameter(weight, parameter.requires_grad)
-        pruned = copy.deepcopy(model, memo)
-        return cls(pruned, {name: w != 0 for name, w in weights.items()}, requested, dict(layer_requests), guarantee)
+        return cls(copy.deepcopy(model, memo), taken, requested, dict(layer_requests), guarantee)
+
+    def on(self, model: nn.Module, guarantee: Guarantee | None = None) -> "Pruned":
+        """The same changes on a copy of `model`, whose weights are brought to their masks, channels or ranks."""
+        model = copy.deepcopy(model)
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            changes = {name: change.on(parameters[name].detach()) for name, change in self.changes.items()}
+        return dataclasses.replace(self, model=model, changes=changes, guarantee=guarantee)
+
+    @functools.cached_property
+    def masks(self) -> Mapping[str, Tensor]:
+        """By weight name, bool of its shape: False where the pruned weight is 0 and stays so."""
+        return {name: change.mask for name, change in self.changes.items()}
 
     @property
     def kept(self) -> int:
-        """Prunable weights that are not 0."""
-        # torch sums bools over a copy of eight bytes each; counting makes none.
-        return sum(int(torch.count_nonzero(mask)) for mask in self.masks.values())
+        """Values of prunable weights that are stored; for single weights those that are not 0."""
+        return sum(change.numbers() for change in self.changes.values())
 
     @property
     def weights(self) -> int:
         """Prunable weights in all, N."""
-        return sum(mask.numel() for mask in self.masks.values())
+        return sum(change.effective().numel() for change in self.changes.values())
 
     @property
     def parameters(self) -> int:
@@ -78,24 +92,25 @@ class Pruned:
     def layers(self) -> "pd.DataFrame":
         """One row a weight: layer, weights, requested, kept, achieved_keep, epsilon_max, epsilon_mean, vacuous.
 
-        epsilon: over the weight's blocks; vacuous: the share of them with epsilon >= 1; NaN without a guarantee.
+        epsilon: over what the weight's bound speaks of (blocks, a layer); vacuous: the share of them that removing
+        everything would keep as well; NaN without a guarantee.
         """
         import pandas as pd
 
         rows = []
-        for name, mask in self.masks.items():
-            kept = int(torch.count_nonzero(mask))
+        promised = {} if self.guarantee is None or self.guarantee.void else self.guarantee.bounds
+        for name, change in self.changes.items():
+            kept, weights, bound = change.numbers(), change.effective().numel(), promised.get(name)
             row: dict[str, Any] = {
                 "layer": name,
-                "weights": mask.numel(),
+                "weights": weights,
                 "requested": self.layer_requests[name],
                 "kept": kept,
-                "achieved_keep": kept / mask.numel(),
+                "achieved_keep": kept / weights,
             }
-            epsilon = None if self.guarantee is None or self.guarantee.void else self.guarantee.epsilon[name]
-            row["epsilon_max"] = float("nan") if epsilon is None else float(epsilon.max())
-            row["epsilon_mean"] = float("nan") if epsilon is None else float(epsilon.mean())
-            row["vacuous"] = float("nan") if epsilon is None else float((epsilon >= 1).double().mean())
+            row["epsilon_max"] = float("nan") if bound is None else float(bound.epsilon.max())
+            row["epsilon_mean"] = float("nan") if bound is None else float(bound.epsilon.mean())
+            row["vacuous"] = float("nan") if bound is None else float(bound.vacuous.double().mean())
             rows.append(row)
         return pd.DataFrame(rows)
 
@@ -112,7 +127,7 @@ class Pruned:
         return digest.hexdigest()
 
     def apply_masks(self, step: Callable[..., Any] | None = None) -> Callable[..., Any] | None:
-        """Set masked weights of `model` to 0 now, or after each step of an optimizer.
+        """Bring `model` to its masks (or channels, or ranks) now, or after each step of an optimizer.
 
             step = pruned.apply_masks(optimizer.step)     # then call step() where you called optimizer.step()
 
@@ -132,8 +147,8 @@ class Pruned:
             return masked_step
         with torch.no_grad():
             parameters = dict(self.model.named_parameters())
-            for name, mask in self.masks.items():
-                parameters[name].mul_(mask.to(parameters[name].device))
+            for name, change in self.changes.items():
+                change.hold(parameters[name])
         return None
 
     def to_torch_prune(self) -> nn.Module:

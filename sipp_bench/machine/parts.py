@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 _Result = TypeVar("_Result")
 
@@ -72,27 +71,6 @@ class Turns:
             self._moved.wait_for(lambda: self._row >= part.start)
             self._row = max(self._row, part.stop)
             self._moved.notify_all()
-
-
-def block_sums(values: Tensor, positive: Tensor, among: Tensor | None = None) -> Tensor:
-    """Sums over blocks of numbers shaped like a weight: (neurons, 2) float64, positive weights first.
-
-    among: marks the numbers that count; default all.
-    """
-    rows, signs = values.flatten(1), positive.flatten(1)
-    counted = None if among is None else among.flatten(1)
-    sums = torch.zeros(len(rows), 2, dtype=torch.float64, device=rows.device)
-
-    def add(part: slice) -> None:
-        numbers = rows[part].double()
-        if counted is not None:
-            numbers = numbers * counted[part].double()
-        # Products with 0 and 1 are exact, and several times as fast as torch.where.
-        plus = numbers * signs[part].double()
-        sums[part, 0], sums[part, 1] = plus.sum(1), (numbers - plus).sum(1)
-
-    over_parts(add, *rows.shape)
-    return sums
 
 
 @contextmanager

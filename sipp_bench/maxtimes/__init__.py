@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sipp_bench.errors import OptionError
-from sipp_bench.network import quadrants
+from sipp_bench.network import blocks as quadrants
 from sipp_bench.network.patches import Windows
 
 Backend = Literal["auto", "reference", "torch", "native", "triton"]
@@ -41,7 +41,7 @@ def max_product(windows: Windows, z: Tensor, positive: Tensor, out: Tensor, back
 
 
 def survey(z: Tensor, active: Tensor, backend: str | None = None) -> tuple[float, float]:
-    """As `sipp_bench.network.quadrants.survey`, by the backend where it has its own."""
+    """As `sipp_bench.network.blocks.survey`, by the backend where it has its own."""
     chosen = module(choose(z.device, z.dtype, backend))
     found: tuple[float, float] = getattr(chosen, "survey", quadrants.survey)(z, active)
     return found

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from sipp_bench.network.blocks import reciprocals
 from sipp_bench.network.patches import Windows
-from sipp_bench.network.quadrants import reciprocals
 
 # Numbers in one accumulator. On a CPU the accumulator and its buffer must fit the second-level cache, and be large
 # enough to hide the cost of a call; on a GPU only the latter counts.

@@ -84,7 +84,7 @@ def max_product(windows: Windows, z: Tensor, positive: Tensor, out: Tensor, vari
 
 
 def survey(z: Tensor, active: Tensor) -> tuple[float, float]:
-    """As `sipp_bench.network.quadrants.survey`, in one pass over z."""
+    """As `sipp_bench.network.blocks.survey`, in one pass over z."""
     z = _dense(z)
     counts = torch.zeros(z.shape[1] * z.shape[2], dtype=torch.int64)
     found = _Survey(

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from sipp_bench.network.blocks import reciprocals
 from sipp_bench.network.patches import Windows
-from sipp_bench.network.quadrants import reciprocals
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:

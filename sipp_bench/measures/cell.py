@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sipp_bench.compression.metrics import multiply_adds
+from sipp_bench.compression.changes import Change
 from sipp_bench.measures.calibration import calibration_error
-from sipp_bench.measures.cost import compression_ratio, operations, speedup
+from sipp_bench.measures.cost import compression_ratio, multiply_adds, operations, speedup
 from sipp_bench.measures.groups import class_accuracies, largest_gap, loss_changes, worst_group
 from sipp_bench.measures.predictions import agreement, flips, top_k_accuracy
 from sipp_bench.measures.storage import file_sizes
@@ -44,21 +44,21 @@ def count_operations(model: nn.Module, example: Tensor) -> tuple[int, int]:
 
 
 def cost_measures(
-    model: nn.Module, example: Tensor, counted: tuple[int, int], pruned: nn.Module, masks: Mapping[str, Tensor]
+    model: nn.Module, example: Tensor, counted: tuple[int, int], pruned: nn.Module, changes: Mapping[str, Change]
 ) -> dict[str, float]:
-    """What `masks` leave of the dense network `model`, which is then `pruned`; counted: from `count_operations`.
+    """What `changes` leave of the dense network `model`, which is then `pruned`; counted: from `count_operations`.
 
     multiply_adds and dense_multiply_adds, of weights; compression_ratio and theoretical_speedup, of the whole network
     with everything that is not pruned in it; file_bytes_dense, file_bytes_csr and file_bytes_bitmap, what it takes on
     disk in each encoding.
     """
-    sizes = file_sizes(pruned, masks)
+    sizes = file_sizes(pruned, changes)
     total, weights = counted
-    left = multiply_adds(model, example, masks)
+    left = multiply_adds(model, example, changes)
     return {
         "multiply_adds": left,
         "dense_multiply_adds": weights,
-        "compression_ratio": compression_ratio(model, masks),
+        "compression_ratio": compression_ratio(model, changes),
         "theoretical_speedup": speedup(total, weights, left),
         "file_bytes_dense": sizes.dense,
         "file_bytes_csr": sizes.csr,

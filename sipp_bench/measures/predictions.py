@@ -25,6 +25,28 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 128) -> Tensor:
         return torch.cat([call_model(model, x.to(device)).cpu() for x in images.split(batch_size)])
 
 
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 128) -> dict[str, float]:
+    """`scores` of the network's logits for `images` (n, ...). Raises PointsError unless there is a label for each."""
+    if len(images) != len(labels) or len(images) == 0:
+        raise PointsError(
+            f"evaluate needs as many labels as images and at least one, not {len(images)}, {len(labels)}."
+        )
+    return scores(predict(model, images, batch_size), labels.cpu(), batch_size)
+
+
+def scores(logits: Tensor, labels: Tensor, batch_size: int = 128) -> dict[str, float]:
+    """`accuracy`: the share of points whose largest logit is the label's; `loss`: mean cross-entropy in nats.
+
+    A point with a NaN is wrong. The loss is summed in float64 over batches in order, so that one batch size gives one
+    result. Raises PointsError unless labels are classes of the network, one for each point.
+    """
+    require_counts(batch_size=batch_size)
+    check(logits, labels)
+    parts = zip(logits.split(batch_size), labels.split(batch_size), strict=True)
+    loss = sum(float(F.cross_entropy(x.double(), y.long(), reduction="sum")) for x, y in parts)
+    return {"accuracy": top_k_accuracy(logits, labels, 1), "loss": loss / len(labels)}
+
+
 def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
     """The share of points whose label is among the k classes with the largest logits; 1 with k classes or fewer.
 
@@ -33,6 +55,7 @@ def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
     check(logits, labels)
     if k < 1:
         raise OptionError(f"k is a number of classes, at least 1, not {k}.")
+    labels = labels.long()
     own = logits.gather(1, labels[:, None])
     earlier = torch.arange(logits.shape[1]) < labels[:, None]
     rank = ((logits > own) | ((logits == own) & earlier)).sum(1)

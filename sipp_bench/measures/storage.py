@@ -1,13 +1,14 @@
 """How many bytes a pruned network takes in a file."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import safetensors.numpy
 import safetensors.torch
-import torch
 from torch import Tensor, nn
+
+from sipp_bench.compression.changes import Change, Dense
 
 
 @dataclass(frozen=True)
@@ -23,50 +24,26 @@ class FileSizes:
     bitmap: int
 
 
-def file_sizes(model: nn.Module, masks: Mapping[str, Tensor]) -> FileSizes:
-    """The sizes of `model`, already pruned, whose weights are 0 where `masks` (by name, bool) is False.
+def file_sizes(model: nn.Module, changes: Mapping[str, Change]) -> FileSizes:
+    """The sizes of `model`, already pruned, whose weights became what `changes` (by name) say.
 
-    Parameters and saved buffers, a tied weight once; without a mask they are stored dense in every encoding. Shapes are
-    the architecture's, as for any state dict. Nothing is quantised, and no entropy coding is used.
+    Parameters and saved buffers, a tied weight once; without a change they are stored dense in every encoding. Shapes
+    are the architecture's, as for any state dict. Nothing is quantised, and no entropy coding is used.
     """
-    state = _state(model)
-    return FileSizes(
-        dense=_size(state),
-        csr=_size(_replaced(state, masks, csr)),
-        bitmap=_size(_replaced(state, masks, bitmap)),
-    )
-
-
-def csr(weight: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """`values` (nnz,), `columns` (nnz,) int32 and `offsets` (rows + 1,) int32, row by row."""
-    kept = mask.flatten(1)
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), kept.sum(1).cumsum(0)])
-    return {
-        "values": weight.flatten(1)[kept],
-        "columns": kept.nonzero()[:, 1].to(torch.int32),
-        "offsets": offsets.to(torch.int32),
-    }
-
-
-def bitmap(weight: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """`values` (nnz,) and `bits` (ceil(weights / 8),) uint8, in the order of the flat weight."""
-    return {"values": weight[mask], "bits": torch.from_numpy(np.packbits(mask.numpy()))}
+    state, parameters = _state(model), dict(model.named_parameters())
+    stored: dict[str, dict[str, Tensor]] = {encoding: {} for encoding in ("dense", "csr", "bitmap")}
+    for name, tensor in state.items():
+        # At the values that the network has now, which may have been retrained.
+        now = dataclasses.replace(changes[name], weight=parameters[name].detach()) if name in changes else Dense(tensor)
+        for encoding, parts in now.encodings().items():
+            stored[encoding] |= {f"{name}.{part}" if part else name: content for part, content in parts.items()}
+    return FileSizes(**{encoding: _size(tensors) for encoding, tensors in stored.items()})
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
     saved = model.state_dict().keys()
     own = [*model.named_parameters(), *((name, buffer) for name, buffer in model.named_buffers() if name in saved)]
     return {name: tensor.detach().cpu() for name, tensor in own}
-
-
-def _replaced(
-    state: Mapping[str, Tensor], masks: Mapping[str, Tensor], encode: Callable[[Tensor, Tensor], dict[str, Tensor]]
-) -> dict[str, Tensor]:
-    stored: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        parts = encode(tensor, masks[name].cpu()) if name in masks else {"": tensor}
-        stored |= {f"{name}.{part}" if part else name: content for part, content in parts.items()}
-    return stored
 
 
 def _size(state: Mapping[str, Tensor]) -> int:

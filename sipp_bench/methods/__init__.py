@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from sipp_bench.compression.pruned import Pruned
 from sipp_bench.errors import OptionError, did_you_mean
 from sipp_bench.methods.magnitude import Magnitude
-from sipp_bench.methods.protocol import Fitted, Method, Observation, Selection, fit_method, fitted
+from sipp_bench.methods.observers import Look, Observer, Sensitivities
+from sipp_bench.methods.protocol import Fitted, Method, Observation, Selection, fit_look
 from sipp_bench.methods.random import Random
-from sipp_bench.methods.sipp import SippMethod
 from sipp_bench.methods.sipp_det import SippDet
 from sipp_bench.methods.sipp_hybrid import SippHybrid
 from sipp_bench.methods.sipp_mixture import SippMixture
@@ -23,8 +23,10 @@ from sipp_bench.sensitivity.measure import Sensitivity
 
 __all__ = [
     "Fitted",
+    "Look",
     "Method",
     "Observation",
+    "Observer",
     "Selection",
     "check_options",
     "fit",
@@ -96,13 +98,16 @@ def fit(
     or option, ModelError for a network with NaN weights or nothing to prune, PointsError for unusable points.
     """
     made = make_method(method, **options)
-    points = PointSet.of(points, labelled, positions)
-    if sensitivity is None:
-        return fit_method(made, model, points, labels, batch_size)
-    if not isinstance(made, SippMethod):
-        raise OptionError(f"Method {method!r} does not use sensitivities: leave out sensitivity.")
-    check_parameters(model)
-    return fitted(made, model, made.observe_measured(model, points, sensitivity, batch_size))
+    look = Look(model, PointSet.of(points, labelled, positions), labels, batch_size)
+    if sensitivity is not None:
+        observers = [observer for observer in made.needs if isinstance(observer, Sensitivities)]
+        if not observers:
+            raise OptionError(f"Method {method!r} does not use sensitivities: leave out sensitivity.")
+        check_parameters(model)
+        for observer in observers:
+            observer.require(model, sensitivity)
+            look.put(observer, sensitivity)
+    return fit_look(made, look)
 
 
 def prune(

@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
-
-from sipp_bench.methods.protocol import Observation, prunable_weights
+from sipp_bench.methods.observers import AppliedWeights, Look
+from sipp_bench.methods.protocol import Observation
 from sipp_bench.methods.scores import ScoreMethod
-from sipp_bench.network.points import Points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +14,7 @@ class Magnitude(ScoreMethod):
 
     name: ClassVar[str] = "magnitude"
 
-    def observe(self, model: nn.Module, points: Points, labels: Tensor | None, batch_size: int) -> Observation:
+    def observe(self, look: Look) -> Observation:
         """The points only tell which weights the network uses."""
-        weights, skipped = prunable_weights(model, points, batch_size)
-        return Observation({name: weight.abs() for name, weight in weights.items()}, skipped)
+        applied = look.at(AppliedWeights())
+        return Observation({name: weight.abs() for name, weight in applied.weights.items()}, applied.skipped)

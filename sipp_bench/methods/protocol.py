@@ -4,19 +4,19 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
+from sipp_bench.compression.changes import Change, Masked
 from sipp_bench.compression.guarantee import Guarantee
 from sipp_bench.compression.pruned import Pruned
 from sipp_bench.errors import ModelError, OptionError
 from sipp_bench.machine.seeds import require_seed
-from sipp_bench.network.points import Points, call_model, digest, iterate_batches, model_device
-from sipp_bench.network.tracing import Call, tracing
-from sipp_bench.network.unmeasured import check_parameters, unmeasured
+from sipp_bench.methods.observers import Look, Observer
+from sipp_bench.network.points import Points, digest
+from sipp_bench.network.unmeasured import check_parameters
 from sipp_bench.sensitivity.measure import nothing_to_prune
 
 
@@ -34,32 +34,63 @@ class Observation:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a method decides for one budget: the new weights, the counts it asked for per weight, its guarantee."""
+    """What a method decides for one budget: what becomes of each weight, the counts it asked for, its guarantee."""
 
-    weights: Mapping[str, Tensor]
+    changes: Mapping[str, Change]
     requested: Mapping[str, int]
     guarantee: Guarantee | None = None
+
+    @classmethod
+    def masked(
+        cls, weights: Mapping[str, Tensor], requested: Mapping[str, int], guarantee: Guarantee | None = None
+    ) -> "Selection":
+        """Of single weights: those that are not 0 in the new `weights` are stored."""
+        return cls({name: Masked.of(weight) for name, weight in weights.items()}, requested, guarantee)
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> "Selection":
+        """The same with other single weights."""
+        return Selection.masked(weights, self.requested, self.guarantee)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The new weights by name, in their original shapes."""
+        return {name: change.effective() for name, change in self.changes.items()}
+
+
+Budget = Literal["exact", "expected", "unit"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """A pruning method: a frozen dataclass whose fields are its options, checked at construction.
 
-    A new method is one file with a subclass that has a `name` and the two functions below, then
-    `sipp_bench.register_method(name, cls)`.
+    A new method is one file with a subclass that has a `name`, what it `needs` and the two functions below, then
+    `sipp_bench.register_method(name, cls)`. What it is, it declares:
+
+    changes: the kinds of change that its weights may undergo. budget: how it meets round(keep * N) stored values,
+    "exact"ly, ties included; "expected", on average over seeds; or by "unit"s (channels, ranks), at most, so that no
+    further one would fit. claims: those that its guarantee rests on, the main one first; empty without a guarantee.
     """
 
     name: ClassVar[str]
+    changes: ClassVar[tuple[type[Change], ...]] = (Masked,)
+    budget: ClassVar[Budget] = "exact"
+    claims: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    @abstractmethod
+    def needs(self) -> tuple[Observer[Any], ...]:
+        """What it asks to have measured; a run does so once for all methods of a network."""
 
     @abstractmethod
-    def observe(self, model: nn.Module, points: Points, labels: Tensor | None, batch_size: int) -> Observation:
-        """Look at the points once; the network is afterwards as it was."""
+    def observe(self, look: Look) -> Observation:
+        """What it makes of what was measured, by `look.at(observer)`; the network is afterwards as it was."""
 
     @abstractmethod
     def select(
         self, observation: Observation, weights: Mapping[str, Tensor], budget: int, rng: np.random.Generator
     ) -> Selection:
-        """New weights with `budget` of them non-zero (in expectation, for a method that samples).
+        """What becomes of the weights for a budget of so many stored values; see `budget` for how it is met.
 
         weights: the network's own, by name; not to be changed. All randomness comes from `rng`.
         """
@@ -98,7 +129,7 @@ class Fitted:
         count = sum(weight.numel() for weight in weights.values())
         budget = round(float(keep) * count)
         selection = self.method.select(self.observation, weights, budget, rng)
-        return Pruned.from_selection(self.model, selection.weights, selection.requested, budget, selection.guarantee)
+        return Pruned.from_changes(self.model, selection.changes, selection.requested, budget, selection.guarantee)
 
     def _weights(self) -> dict[str, Tensor]:
         weights = {name: p.detach() for name, p in self.model.named_parameters() if name in self._digests}
@@ -113,30 +144,14 @@ def fit_method(
     method: Method, model: nn.Module, points: Points, labels: Tensor | None = None, batch_size: int = 64
 ) -> Fitted:
     """Let a method look at the points once."""
-    check_parameters(model)
-    return fitted(method, model, method.observe(model, points, labels, batch_size))
+    return fit_look(method, Look(model, points, labels, batch_size))
 
 
-def fitted(method: Method, model: nn.Module, observation: Observation) -> Fitted:
-    """A method that has made this observation of this network; ModelError if there is nothing to prune."""
+def fit_look(method: Method, look: Look) -> Fitted:
+    """The same with a look that several methods may share. ModelError if there is nothing to prune."""
+    check_parameters(look.model)
+    observation = method.observe(look)
     if not observation.scores:
-        raise ModelError(nothing_to_prune(model, observation.skipped))
-    parameters = dict(model.named_parameters())
-    return Fitted(method, model, observation, {name: digest(parameters[name]) for name in observation.scores})
-
-
-def prunable_weights(model: nn.Module, points: Points, batch_size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Weights that the network applies as linear maps to these points, and those that stay dense with the reason.
-
-    What every method prunes, whether it needs the points or not, so that a budget means the same to all.
-    """
-    with torch.no_grad(), tracing(model, _ignore) as trace:
-        for inputs, _ in iterate_batches(points, batch_size, model_device(model), model):
-            call_model(model, inputs)
-    names = trace.applied - trace.dense.keys()
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters() if name in names}
-    return weights, unmeasured(model, trace)
-
-
-def _ignore(call: Call, output: Tensor) -> None:
-    return None
+        raise ModelError(nothing_to_prune(look.model, observation.skipped))
+    parameters = dict(look.model.named_parameters())
+    return Fitted(method, look.model, observation, {name: digest(parameters[name]) for name in observation.scores})

@@ -6,11 +6,11 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sipp_bench.methods.protocol import Observation, prunable_weights
+from sipp_bench.methods.observers import AppliedWeights, Look
+from sipp_bench.methods.protocol import Observation
 from sipp_bench.methods.scores import ScoreMethod
-from sipp_bench.network.points import Points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +19,10 @@ class Random(ScoreMethod):
 
     name: ClassVar[str] = "random"
 
-    def observe(self, model: nn.Module, points: Points, labels: Tensor | None, batch_size: int) -> Observation:
+    def observe(self, look: Look) -> Observation:
         """The points only tell which weights the network uses; the scores are drawn when pruning."""
-        weights, skipped = prunable_weights(model, points, batch_size)
-        return Observation({name: torch.zeros_like(weight) for name, weight in weights.items()}, skipped)
+        applied = look.at(AppliedWeights())
+        return Observation({name: torch.zeros_like(w) for name, w in applied.weights.items()}, applied.skipped)
 
     def scores(self, observation: Observation, rng: np.random.Generator) -> Mapping[str, Tensor]:
         """Fresh scores for every call."""

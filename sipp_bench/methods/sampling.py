@@ -12,19 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sipp_bench.machine.parts import Turns, block_sums, over_parts
+from sipp_bench.machine.parts import Turns, over_parts
+from sipp_bench.network.blocks import block_sums
 
 # Whole numbers of draws are int64.
 _MOST_DRAWS = 2.0**62
 # Blocks of fewer weights are drawn from many at a time.
 _FEWEST_WEIGHTS = 64
-
-
-def by_block(blocks: Tensor, positive: Tensor) -> Tensor:
-    """Numbers of the blocks (neurons, 2) spread over their weights (neurons, n)."""
-    if blocks.dtype == torch.bool:  # several times as fast as torch.where
-        return (positive & blocks[:, :1]).logical_or_(blocks[:, 1:] > positive)
-    return torch.where(positive, blocks[:, :1], blocks[:, 1:])
 
 
 class Streams(NamedTuple):

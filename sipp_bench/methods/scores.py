@@ -14,6 +14,7 @@ from torch import Tensor
 from sipp_bench.errors import OptionError
 from sipp_bench.machine.parts import over_parts
 from sipp_bench.methods.allocation import apportion
+from sipp_bench.methods.observers import AppliedWeights, Observer
 from sipp_bench.methods.protocol import Method, Observation, Selection
 
 Scope = Literal["global", "layer", "output"]
@@ -36,6 +37,11 @@ class ScoreMethod(Method):
         if self.scope not in get_args(Scope):
             raise OptionError(f"scope is one of {', '.join(get_args(Scope))}, not {self.scope!r}.")
 
+    @property
+    def needs(self) -> tuple[Observer[Any], ...]:
+        """Which weights the network uses; more for a score that looks at activations or gradients."""
+        return (AppliedWeights(),)
+
     def scores(self, observation: Observation, rng: np.random.Generator) -> Mapping[str, Tensor]:
         """The scores that count; those observed, unless a method draws them anew."""
         return observation.scores
@@ -46,7 +52,7 @@ class ScoreMethod(Method):
         """Keep the `budget` largest scores within the scope; exact, ties included."""
         masks = largest(self.scores(observation, rng), weights, budget, self.scope)
         kept = {name: keep_only(weight, masks[name]) for name, weight in weights.items()}
-        return Selection(kept, {name: int(torch.count_nonzero(mask)) for name, mask in masks.items()})
+        return Selection.masked(kept, {name: int(torch.count_nonzero(mask)) for name, mask in masks.items()})
 
 
 def keep_only(weight: Tensor, mask: Tensor) -> Tensor:

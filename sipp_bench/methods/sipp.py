@@ -12,20 +12,19 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sipp_bench.bounds import bernstein_epsilon, deterministic_epsilon
-from sipp_bench.compression.guarantee import Guarantee
+from sipp_bench.compression.guarantee import Bound, Guarantee
+from sipp_bench.compression.quantities import BlockError
 from sipp_bench.errors import OptionError
-from sipp_bench.machine.parts import block_sums
-from sipp_bench.methods.protocol import Method, Observation, Selection
-from sipp_bench.methods.sampling import BlockSampler, by_block, reweighted, whole_draws
+from sipp_bench.methods.observers import BlockWeighting, Look, Sensitivities
+from sipp_bench.methods.protocol import Budget, Method, Observation, Selection
+from sipp_bench.methods.sampling import BlockSampler, reweighted, whole_draws
 from sipp_bench.methods.scores import Rows, keep_only, largest
-from sipp_bench.network.points import Points
-from sipp_bench.network.tracing import Trace
-from sipp_bench.network.unmeasured import unmeasured
-from sipp_bench.sensitivity.block_weights import BlockWeights, block_weights, check_block_weights
-from sipp_bench.sensitivity.measure import PatchReduction, Sensitivity, measure_sensitivity
+from sipp_bench.network.blocks import block_sums, by_block
+from sipp_bench.sensitivity.block_weights import BlockWeights, check_block_weights
+from sipp_bench.sensitivity.measure import PatchReduction, Sensitivity
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,6 @@ class SippMethod(Method):
     (ours, see `block_weights`). patch_reduction: "max" (the definition) or "mean" (the authors' choice).
     """
 
-    claims: ClassVar[tuple[str, ...]]
     weights: BlockWeights = "uniform"
     patch_reduction: PatchReduction = "max"
 
@@ -77,34 +75,14 @@ class SippMethod(Method):
         if self.patch_reduction not in ("max", "mean"):
             raise OptionError(f"patch_reduction is 'max' or 'mean', not {self.patch_reduction!r}.")
 
-    def observe(self, model: nn.Module, points: Points, labels: Tensor | None, batch_size: int) -> SippObservation:
+    @property
+    def needs(self) -> tuple[Sensitivities, BlockWeighting]:
+        return Sensitivities(self.patch_reduction), BlockWeighting(self.weights, self.patch_reduction)
+
+    def observe(self, look: Look) -> SippObservation:
         """One sensitivity pass, and one more for "downstream" block weights."""
-        sens = measure_sensitivity(model, points, patch_reduction=self.patch_reduction, batch_size=batch_size)
-        return self.observe_measured(model, points, sens, batch_size)
-
-    def observe_measured(
-        self, model: nn.Module, points: Points, sens: Sensitivity, batch_size: int = 64
-    ) -> SippObservation:
-        """As `observe`, from a measurement of all layers that was made before.
-
-        Raises OptionError where it is not of this network (names, shapes or signs of the weights differ) or lacks
-        layers of it, or was measured with another patch_reduction.
-        """
-        if sens.patch_reduction != self.patch_reduction:
-            raise OptionError(
-                f"The sensitivities were measured with patch_reduction {sens.patch_reduction!r}, but the method has "
-                f"{self.patch_reduction!r}: use the same for both."
-            )
-        parameters = dict(model.named_parameters())
-        for name, layer in sens.items():
-            if name not in parameters or not torch.equal(layer.positive.cpu(), (parameters[name] > 0).cpu()):
-                raise OptionError(
-                    f"The sensitivities of {name!r} were not measured on this network, as it is: measure it anew."
-                )
-        for name in unmeasured(model, Trace(applied=set(sens))):
-            if name not in sens.skipped:
-                raise OptionError(f"The sensitivities lack {name!r}: measure all layers (layers=None).")
-        c = block_weights(self.weights, model, points, sens, batch_size)
+        sensitivities, weighting = self.needs
+        sens, c = look.at(sensitivities), look.at(weighting)
         return SippObservation({name: layer.values for name, layer in sens.items()}, sens.skipped, sens, c)
 
     @abstractmethod
@@ -134,7 +112,7 @@ class SippMethod(Method):
                 rows += reweighted(samplers.pop(name), weight.flatten(1), draws[name], rng)
             pruned[name] = rows.reshape(weight.shape)
             epsilon[name] = self.epsilon(rest[name], draws[name], observation)
-        return Selection(pruned, plan.requested(), self._guarantee(observation, epsilon, draws))
+        return Selection.masked(pruned, plan.requested(), self._guarantee(observation, epsilon, draws))
 
     def epsilon(self, rest: Tensor, draws: Tensor, observation: SippObservation) -> Tensor:
         """Bound of each block: claim C2 where nothing is drawn. rest: T_R of what is not kept, (neurons, 2)."""
@@ -145,15 +123,13 @@ class SippMethod(Method):
         self, observation: SippObservation, epsilon: Mapping[str, Tensor], draws: Mapping[str, Tensor]
     ) -> Guarantee:
         sampled = any(bool(d.any()) for d in draws.values())
-        return Guarantee(
-            claims=self.claims,
-            delta=getattr(self, "delta", 0.0) if sampled else 0.0,
-            simultaneous=getattr(self, "simultaneous", False),
-            epsilon=epsilon,
-            draws=draws,
-            num_points=observation.sensitivity.num_points,
-            per_patch=self.patch_reduction == "max",
-        )
+        delta = getattr(self, "delta", 0.0) if sampled else 0.0
+        quantity = BlockError(per_patch=self.patch_reduction == "max")
+        bounds = {
+            name: Bound(self.claims[0], quantity, epsilon[name], delta=delta, drawn=draws[name]) for name in epsilon
+        }
+        simultaneous = getattr(self, "simultaneous", False)
+        return Guarantee(self.claims, delta, simultaneous, bounds, observation.sensitivity.num_points)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +140,7 @@ class SamplingMethod(SippMethod):
     active on S at once, delta split among them (claim C11).
     """
 
+    budget: ClassVar[Budget] = "expected"
     delta: float = 0.05
     simultaneous: bool = False
 

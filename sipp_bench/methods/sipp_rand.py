@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sipp_bench.methods.sampling import by_block
 from sipp_bench.methods.sipp import Plan, SamplingMethod, SippObservation
 from sipp_bench.methods.splits import keep_all_live, split_for_draws
+from sipp_bench.network.blocks import by_block
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sipp_bench.machine.parts import block_sums, over_parts
+from sipp_bench.machine.parts import over_parts
 from sipp_bench.methods.allocation import allocate_whole
-from sipp_bench.methods.sampling import by_block
 from sipp_bench.methods.sipp import Plan, SippObservation, keep_top
+from sipp_bench.network.blocks import block_sums, by_block
 
 BestK = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sipp_bench.compression.checks import with_rounding
+from sipp_bench.compression.quantities import BlockError
 from sipp_bench.report.collect import CELL_KEYS, METHOD, TARGET, Collected, Target
 from sipp_bench.report.figures import Picture
 from sipp_bench.report.style import drawn, figure_style, method_order, new_figure
@@ -52,7 +52,8 @@ def bound_counts(report: Collected) -> pd.DataFrame:
 def _counts(arrays: Mapping[str, Any], weights: int) -> dict[str, int]:
     """Of the blocks of one layer. weights: of the layer, shared equally by its neurons."""
     epsilon = np.asarray(arrays["epsilon"], dtype=np.float64)
-    limit = with_rounding(torch.from_numpy(epsilon), weights // len(epsilon)).numpy()
+    drawn = torch.from_numpy(np.asarray(arrays["draws"]) > 0)
+    limit = BlockError.room(torch.from_numpy(epsilon), drawn, weights // len(epsilon)).numpy()
     says = epsilon < 1
     return (
         {"blocks": epsilon.size}

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from sipp_bench import maxtimes
 from sipp_bench.errors import ModelError
+from sipp_bench.network.blocks import block_magnitudes, full_precision, reciprocals, window_sums
 from sipp_bench.network.patches import Windows, windows
 from sipp_bench.network.points import all_finite
-from sipp_bench.network.quadrants import block_magnitudes, full_precision, reciprocals, window_sums
 from sipp_bench.network.tracing import Call
 
 # Sensitivities, w > 0, active counts and number of patches of one weight: the fields of a `LayerSensitivity`.

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sipp_bench.errors import ModelError, OptionError
+from sipp_bench.network.blocks import activation_signs, block_magnitudes, full_precision, quadrant_sums
 from sipp_bench.network.patches import patch_chunks
 from sipp_bench.network.point_sets import Points, as_point_set, batch_length
 from sipp_bench.network.points import call_model, iterate_batches, model_device
-from sipp_bench.network.quadrants import activation_signs, block_magnitudes, full_precision, quadrant_sums
 from sipp_bench.network.tracing import Call, tracing
 from sipp_bench.sensitivity.measure import Sensitivity
 

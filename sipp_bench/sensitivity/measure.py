@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sipp_bench import maxtimes
 from sipp_bench.errors import ModelError, OptionError, PointsError
 from sipp_bench.machine.memory import processes_here, room
-from sipp_bench.machine.parts import block_sums
+from sipp_bench.network.blocks import block_sums
 from sipp_bench.network.point_sets import Points, PointSet, Positions, as_point_set
 from sipp_bench.network.points import NO_POINTS, digest, model_device, usable_device
 from sipp_bench.network.unmeasured import check_parameters, unmeasured

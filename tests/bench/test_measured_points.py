@@ -10,7 +10,6 @@ from sipp_bench.bench import measuring, protocols
 from sipp_bench.bench.estimate import estimate
 from sipp_bench.bench.runner import run
 from sipp_bench.bench.suite import parse_suite
-from sipp_bench.compression import checks
 from sipp_bench.errors import DataError, OptionError, SuiteError
 from sipp_bench.store.summary import summary
 from sipp_bench.zoo import data, training
@@ -88,9 +87,9 @@ def test_checks_get_the_network_that_was_pruned_and_the_pruned_one(
     """In a cascade these are neither the trained network nor the retrained one."""
     monkeypatch.setitem(training.RECIPES, "lenet-300-100", RECIPE)
     outcomes, checked = [], []
-    cascade, check = protocols.Cascade.run, checks.check_cell
+    cascade, check = protocols.Cascade.run, measuring.check_rows
     monkeypatch.setattr(protocols.Cascade, "run", lambda *a: outcomes.append(cascade(*a)) or outcomes[-1])
-    monkeypatch.setattr(checks, "check_cell", lambda *a: checked.append(a) or check(*a))
+    monkeypatch.setattr(measuring, "check_rows", lambda *a: checked.append(a) or check(*a))
     text = SUITE.format(protocol="cascade").replace("[0.4, 0.1]", "[0.2]").replace('name = "snip"', 'name = "wanda"')
     text = text.replace("points = 24", "points = 24\nprotocol_options = { steps = 2, retrain_epochs = 1 }")
     cells = run(parse_suite(text, "again.toml"), tmp_path / "run", cache_dir=tmp_path / "cache", progress=False).cells

@@ -15,8 +15,9 @@ from sipp_bench.bench import measuring, protocols
 from sipp_bench.bench.protocols import Task, make_protocol
 from sipp_bench.bench.runner import run
 from sipp_bench.bench.suite import parse_suite
-from sipp_bench.compression import masks, metrics
+from sipp_bench.compression import masks
 from sipp_bench.errors import DataError, ModelError, OptionError, SuiteError
+from sipp_bench.measures.predictions import evaluate
 from sipp_bench.store.folder import Run
 from sipp_bench.zoo import data, models, training
 from sipp_bench.zoo.training import Recipe
@@ -83,7 +84,7 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
 
 
 def accuracy(model: nn.Module, part: data.Part) -> float:
-    return metrics.evaluate(model, part.images, part.labels)["accuracy"]
+    return evaluate(model, part.images, part.labels)["accuracy"]
 
 
 @pytest.mark.parametrize("method", ["magnitude", "sipp-hybrid", "sipp-rand", "random"])

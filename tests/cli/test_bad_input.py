@@ -22,7 +22,6 @@ import sipp_bench as sb
 from sipp_bench.bench.suite import load_suite, parse_suite
 from sipp_bench.cli.commands import main
 from sipp_bench.compare import baseline
-from sipp_bench.compression import metrics
 from sipp_bench.errors import (
     CheckpointError,
     DataError,
@@ -33,7 +32,8 @@ from sipp_bench.errors import (
     StoreError,
     SuiteError,
 )
-from sipp_bench.measures.predictions import predict
+from sipp_bench.measures.cost import multiply_adds
+from sipp_bench.measures.predictions import evaluate, predict
 from sipp_bench.network.point_files import read_points
 from sipp_bench.report.build import build_report
 from sipp_bench.store.folder import load_run
@@ -139,38 +139,38 @@ PYTHON: dict[str, Case] = {
         ["'wanda'", "another name"],
     ),
     "evaluate in batches of 0": (
-        lambda g: metrics.evaluate(g.model, g.points, g.labels, batch_size=0),
+        lambda g: evaluate(g.model, g.points, g.labels, batch_size=0),
         OptionError,
         ["batch_size", "at least 1"],
     ),
     "evaluate with a label too few": (
-        lambda g: metrics.evaluate(g.model, g.points, g.labels[:8]),
+        lambda g: evaluate(g.model, g.points, g.labels[:8]),
         PointsError,
         ["as many labels as images", "9, 8"],
     ),
     "evaluate with a class too many": (
-        lambda g: metrics.evaluate(g.model, g.points, g.labels + 1),
+        lambda g: evaluate(g.model, g.points, g.labels + 1),
         PointsError,
         ["4 classes", "labels from 1 to 4"],
     ),
     "evaluate with fractions for labels": (
-        lambda g: metrics.evaluate(g.model, g.points, g.labels.float()),
+        lambda g: evaluate(g.model, g.points, g.labels.float()),
         PointsError,
         ["Labels are classes", "float32", "int64"],
     ),
     "evaluate with labels in rows": (
-        lambda g: metrics.evaluate(g.model, g.points, g.labels[:, None]),
+        lambda g: evaluate(g.model, g.points, g.labels[:, None]),
         PointsError,
         ["(n,)", "(9, 1)"],
     ),
     "evaluate without logits": (
-        lambda g: metrics.evaluate(Two(), g.points, g.labels),
+        lambda g: evaluate(Two(), g.points, g.labels),
         PointsError,
         ["one tensor of logits", "tuple"],
     ),
     "predict in batches of 0": (lambda g: predict(g.model, g.points, batch_size=0), OptionError, ["batch_size"]),
     "an example of another shape": (
-        lambda g: metrics.multiply_adds(g.model, torch.ones(1, 5)),
+        lambda g: multiply_adds(g.model, torch.ones(1, 5)),
         PointsError,
         ["shape (1, 5)", "Check"],
     ),

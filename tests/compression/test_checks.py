@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from samples import build, linear, signed, small_network
 from torch import Tensor, nn
 
 import sipp_bench as sb
-from sipp_bench.compression.checks import check_cell
+from sipp_bench.compression.honoured import check_rows
+from sipp_bench.compression.quantities import BlockError
 
 X = signed(20, 2, 6, 6)
 FRESH = signed(20, 2, 6, 6, seed=9)
@@ -30,8 +32,13 @@ def trained_like(seed: int = 0) -> nn.Module:
     return network
 
 
-def change(pruned: sb.Pruned, **changes: Any) -> sb.Pruned:
-    return dataclasses.replace(pruned, guarantee=dataclasses.replace(pruned.guarantee, **changes))
+def change(pruned: sb.Pruned, **changes: Mapping[str, Any]) -> sb.Pruned:
+    """`pruned` with other fields in its bounds, each by weight name."""
+    bounds = {
+        name: dataclasses.replace(bound, **{key: values[name] for key, values in changes.items()})
+        for name, bound in pruned.guarantee.bounds.items()
+    }
+    return dataclasses.replace(pruned, guarantee=dataclasses.replace(pruned.guarantee, bounds=bounds))
 
 
 @settings(deadline=None, max_examples=25)
@@ -41,7 +48,7 @@ def change(pruned: sb.Pruned, **changes: Any) -> sb.Pruned:
 def test_c2_holds_on_s_for_sipp_det(seed: int, keep: float, dtype: torch.dtype) -> None:
     network = trained_like(seed).to(dtype)
     pruned = sb.prune(network, X.to(dtype), keep=keep)
-    rows, arrays = check_cell(network, pruned, X.to(dtype), "S")
+    rows, arrays = check_rows(network, pruned, X.to(dtype), "S")
     assert [row["layer"] for row in rows] == list(pruned.masks) == list(arrays)
     for row in rows:
         assert row["verdict"] in ("holds", "useless")
@@ -55,7 +62,7 @@ def test_rows_say_what_the_oracle_measures() -> None:
         network[0].weight.mul_(10.0 ** (1.5 * signed(4, 2, 3, 3)))
     pruned = sb.prune(network, x, keep=0.6)
     assert pruned.guarantee is not None
-    rows, arrays = check_cell(network, pruned, x, "S")
+    rows, arrays = check_rows(network, pruned, x, "S")
     first = network[0]
     patches = oracle.patches(first, x)
     largest, _ = oracle.relative_errors(first.weight, pruned.model[0].weight, patches)
@@ -89,13 +96,13 @@ def dropped_one() -> tuple[nn.Module, sb.Pruned, Tensor]:
 
 def test_a_bound_slightly_too_small_is_a_violation() -> None:
     network, pruned, x = dropped_one()
-    assert check_cell(network, pruned, x, "S")[0][0]["verdict"] == "holds"
+    assert check_rows(network, pruned, x, "S")[0][0]["verdict"] == "holds"
     for factor in (0.5, 0.99, 1 - 1e-5):
         wrong = change(pruned, epsilon={"weight": pruned.guarantee.epsilon["weight"] * factor})
-        (row,), _ = check_cell(network, wrong, x, "S")
+        (row,), _ = check_rows(network, wrong, x, "S")
         assert (row["verdict"], row["exceeding"], row["exceeding_certain"]) == ("violated", 1, 1)
         # No claim speaks of fresh points.
-        assert check_cell(network, wrong, x, "fresh")[0][0]["verdict"] == "measured"
+        assert check_rows(network, wrong, x, "fresh")[0][0]["verdict"] == "measured"
 
 
 def test_a_weight_dropped_or_scaled_behind_the_guarantees_back_is_a_violation() -> None:
@@ -103,13 +110,13 @@ def test_a_weight_dropped_or_scaled_behind_the_guarantees_back_is_a_violation() 
         network, pruned, x = dropped_one()
         with torch.no_grad():
             pruned.model.weight[0, position] = value
-        assert check_cell(network, pruned, x, "S")[0][0]["verdict"] == "violated"
+        assert check_rows(network, pruned, x, "S")[0][0]["verdict"] == "violated"
 
 
 def test_points_that_the_method_did_not_see_are_not_s() -> None:
     """Taken for S, a point where the dropped weight is all there is shows up at once."""
     network, pruned, _ = dropped_one()
-    (row,), _ = check_cell(network, pruned, torch.tensor([[0.0, 0.0, 0.0, 1.0]]), "S")
+    (row,), _ = check_rows(network, pruned, torch.tensor([[0.0, 0.0, 0.0, 1.0]]), "S")
     assert (row["verdict"], row["error_max"]) == ("violated", 1.0)
 
 
@@ -117,7 +124,7 @@ def test_bounds_that_say_nothing_are_useless() -> None:
     network = trained_like()
     pruned = sb.prune(network, X, keep=0)
     for where, points in (("S", X), ("fresh", FRESH)):
-        rows, _ = check_cell(network, pruned, points, where)  # type: ignore[arg-type]  # literals
+        rows, _ = check_rows(network, pruned, points, where)  # type: ignore[arg-type]  # literals
         # Everything is dropped: each block that is ever active has error 1, and the bound of 1 holds, for nothing.
         assert rows[0]["verdict"] == "useless"
         assert rows[0]["vacuous"] == rows[0]["blocks"] == 8
@@ -125,12 +132,12 @@ def test_bounds_that_say_nothing_are_useless() -> None:
         assert math.isnan(rows[0]["ratio_max"])
     # A wrong bound is wrong, however large the others are.
     wrong = change(pruned, epsilon={n: torch.full_like(e, 0.9) for n, e in pruned.guarantee.epsilon.items()})
-    assert {row["verdict"] for row in check_cell(network, wrong, X, "S")[0]} == {"violated"}
+    assert {row["verdict"] for row in check_rows(network, wrong, X, "S")[0]} == {"violated"}
 
 
 def test_keeping_everything_holds_without_error() -> None:
     network = trained_like()
-    rows, _ = check_cell(network, sb.prune(network, X, keep=1), X, "S")
+    rows, _ = check_rows(network, sb.prune(network, X, keep=1), X, "S")
     assert {row["verdict"] for row in rows} == {"holds"}
     assert all(row["error_max"] == row["bound_max"] == 0 for row in rows)
 
@@ -139,7 +146,7 @@ def test_keeping_everything_holds_without_error() -> None:
 def test_draws_are_not_falsified_but_never_hold(method: str) -> None:
     network = trained_like()
     pruned = sb.prune(network, X, method=method, keep=0.6, delta=1e-12)
-    rows, _ = check_cell(network, pruned, X, "S")
+    rows, _ = check_rows(network, pruned, X, "S")
     drawn = [row for row in rows if row["drawn"]]
     assert drawn or method != "sipp-rand"
     for row in drawn:
@@ -147,7 +154,7 @@ def test_draws_are_not_falsified_but_never_hold(method: str) -> None:
         assert row["delta"] == 1e-12
         # 8 blocks times some 1,000 (x, p, tau) at delta 1e-12 each: less than 1e-8 that any exceeds.
         assert row["exceeding_rate"] == 0
-    assert {row["verdict"] for row in check_cell(network, pruned, FRESH, "fresh")[0]} <= {"measured", "useless"}
+    assert {row["verdict"] for row in check_rows(network, pruned, FRESH, "fresh")[0]} <= {"measured", "useless"}
     for row in rows:
         if not row["drawn"]:
             assert row["verdict"] in ("holds", "useless")
@@ -159,25 +166,28 @@ def test_means_over_patches_are_checked_as_means() -> None:
     pruned = sb.prune(network, X, keep=0.4, patch_reduction="mean")
     assert pruned.guarantee is not None
     assert not pruned.guarantee.per_patch
-    rows, arrays = check_cell(network, pruned, X, "S")
+    rows, arrays = check_rows(network, pruned, X, "S")
     assert {row["verdict"] for row in rows} <= {"holds", "useless"}
     _, average = oracle.relative_errors(network[0].weight, pruned.model[0].weight, oracle.patches(network[0], X))
     np.testing.assert_allclose(arrays["0.weight"]["error_S"].numpy(), average, atol=1e-13)
-    per_patch, _ = check_cell(network, change(pruned, per_patch=True), X, "S")
+    per_patch, _ = check_rows(network, change(pruned, quantity={name: BlockError() for name in pruned.changes}), X, "S")
     assert "violated" in {row["verdict"] for row in per_patch}
 
 
 def test_without_a_guarantee_there_is_nothing_to_check() -> None:
     network = trained_like()
-    assert check_cell(network, sb.prune(network, X, method="magnitude", keep=0.5), X, "S") == ([], {})
-    assert check_cell(network, change(sb.prune(network, X, keep=0.5), void="retrained"), X, "S") == ([], {})
+    assert check_rows(network, sb.prune(network, X, method="magnitude", keep=0.5), X, "S") == ([], {})
+    pruned = sb.prune(network, X, keep=0.5)
+    assert check_rows(network, pruned, X, "S")[0]
+    pruned.guarantee.void = "retrained"
+    assert check_rows(network, pruned, X, "S") == ([], {})
 
 
 def test_neither_network_is_changed() -> None:
     network = trained_like().train()
     pruned = sb.prune(network, X, keep=0.5)
     before = [copy.deepcopy(model.state_dict()) for model in (network, pruned.model)]
-    check_cell(network, pruned, X, "S")
+    check_rows(network, pruned, X, "S")
     assert network.training
     for model, state in zip((network, pruned.model), before, strict=True):
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

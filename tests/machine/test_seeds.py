@@ -22,6 +22,7 @@ from sipp_bench.bench import measuring, protocols
 from sipp_bench.bench.suite import parse_suite
 from sipp_bench.cli import commands as cli
 from sipp_bench.compression import masks
+from sipp_bench.compression.changes import Masked
 from sipp_bench.errors import ModelError, OptionError, SuiteError
 from sipp_bench.machine.seeds import derived_seed, generator, require_seed
 from sipp_bench.measures.corruptions import corrupt
@@ -162,10 +163,14 @@ def test_a_random_control_that_is_not_random_is_refused(monkeypatch: pytest.Monk
         with pytest.raises(ModelError, match="The random subnetwork has the very weights"):
             masks.random_control(pruned, network, 0)
     # The right masks, but the wrong ones on the network.
-    apply = masks.with_weights
-    monkeypatch.setattr(
-        masks, "with_weights", lambda _, model: dataclasses.replace(apply(pruned, model), masks=_.masks)
-    )
+    on = sb.Pruned.on
+
+    def elsewhere(self: sb.Pruned, model: nn.Module) -> sb.Pruned:
+        applied = on(pruned, model)
+        kept = {name: Masked(change.weight, self.masks[name]) for name, change in applied.changes.items()}
+        return dataclasses.replace(applied, changes=kept)
+
+    monkeypatch.setattr(sb.Pruned, "on", elsewhere)
     with pytest.raises(ModelError, match="The random subnetwork has the very weights"):
         masks.random_control(pruned, network, 0)
 

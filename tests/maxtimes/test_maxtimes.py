@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sipp_bench import maxtimes, measure_sensitivity
 from sipp_bench.errors import OptionError
 from sipp_bench.maxtimes import chunked, native
-from sipp_bench.network import quadrants
+from sipp_bench.network import blocks as quadrants
 from sipp_bench.network.patches import ConvGeometry, Windows, windows
 
 CPU = torch.device("cpu")

@@ -7,9 +7,9 @@ import torch
 from samples import build, small_network
 
 import sipp_bench as sb
-from sipp_bench.compression import metrics
 from sipp_bench.measures import calibration, cost, groups, predictions, storage
 from sipp_bench.measures.cell import cost_measures, count_operations, prediction_measures
+from sipp_bench.measures.cost import multiply_adds
 from sipp_bench.store.records import plain, to_json
 
 
@@ -63,13 +63,13 @@ def test_dense_and_pruned_are_not_mixed_up() -> None:
 def test_costs() -> None:
     network, x = build(small_network), torch.rand(20, 2, 6, 6)
     pruned = sb.prune(network, x, method="magnitude", keep=0.2)
-    sizes = storage.file_sizes(pruned.model, pruned.masks)
+    sizes = storage.file_sizes(pruned.model, pruned.changes)
     counted = count_operations(network, x[:1])
-    assert cost_measures(network, x[:1], counted, pruned.model, pruned.masks) == {
-        "multiply_adds": metrics.multiply_adds(network, x[:1], pruned.masks),
-        "dense_multiply_adds": metrics.multiply_adds(network, x[:1]),
-        "compression_ratio": cost.compression_ratio(network, pruned.masks),
-        "theoretical_speedup": cost.theoretical_speedup(network, x[:1], pruned.masks),
+    assert cost_measures(network, x[:1], counted, pruned.model, pruned.changes) == {
+        "multiply_adds": multiply_adds(network, x[:1], pruned.changes),
+        "dense_multiply_adds": multiply_adds(network, x[:1]),
+        "compression_ratio": cost.compression_ratio(network, pruned.changes),
+        "theoretical_speedup": cost.theoretical_speedup(network, x[:1], pruned.changes),
         "file_bytes_dense": sizes.dense,
         "file_bytes_csr": sizes.csr,
         "file_bytes_bitmap": sizes.bitmap,

@@ -5,12 +5,11 @@ import math
 import pytest
 import small_networks
 import torch
-from samples import build, small_network
+from samples import build, masked, small_network
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sipp_bench.compression import metrics
-from sipp_bench.measures.cost import compression_ratio, operations, theoretical_speedup
+from sipp_bench.measures.cost import compression_ratio, multiply_adds, operations, theoretical_speedup
 
 
 def random_masks(network: nn.Module, names: list[str], keep: float = 0.3) -> dict[str, Tensor]:
@@ -25,16 +24,17 @@ def test_compression_by_hand() -> None:
     mask = torch.zeros(3, 4, dtype=torch.bool)
     mask[0, :2] = True
     # 12 + 3 + 3 + 3 + 6 parameters, of which 10 go.
-    assert compression_ratio(network, {"0.weight": mask}) == 27 / 17
-    assert compression_ratio(nn.Linear(2, 2, bias=False), {"weight": torch.zeros(2, 2, dtype=torch.bool)}) == math.inf
+    assert compression_ratio(network, masked(network, {"0.weight": mask})) == 27 / 17
+    layer = nn.Linear(2, 2, bias=False)
+    assert compression_ratio(layer, masked(layer, {"weight": torch.zeros(2, 2, dtype=torch.bool)})) == math.inf
 
 
 def test_a_tied_weight_counts_once() -> None:
     network = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
     network[1].weight = network[0].weight
     mask = torch.eye(3, dtype=torch.bool)
-    assert compression_ratio(network, {"0.weight": mask}) == 9 / 3
-    assert theoretical_speedup(network, torch.ones(1, 3), {"0.weight": mask}) == 18 / 6
+    assert compression_ratio(network, masked(network, {"0.weight": mask})) == 9 / 3
+    assert theoretical_speedup(network, torch.ones(1, 3), masked(network, {"0.weight": mask})) == 18 / 6
 
 
 @pytest.mark.parametrize("kind", ["mlp", "conv", "small"])
@@ -51,8 +51,8 @@ def test_speedup_is_torchs_count_of_each_layer_times_its_nonzero_share(kind: str
     counts = counter.get_flop_counts()
     dense = {name: sum(counts[f"{type(network).__name__}.{name}"].values()) / 2 for name in layers}
     left = sum(dense[name] * float(masks[f"{name}.weight"].double().mean()) for name in layers)
-    assert theoretical_speedup(network, x, masks) == pytest.approx(sum(dense.values()) / left)
-    assert operations(network, x) == sum(dense.values()) == metrics.multiply_adds(network, x)
+    assert theoretical_speedup(network, x, masked(network, masks)) == pytest.approx(sum(dense.values()) / left)
+    assert operations(network, x) == sum(dense.values()) == multiply_adds(network, x)
     assert operations(network, torch.cat([x, x])) == sum(dense.values()), "for one point"
 
 
@@ -72,9 +72,9 @@ def test_attentions_own_products_stay() -> None:
     assert operations(model, x) == weights + products
     masks = random_masks(model, ["attention.in_proj_weight", "attention.out_proj.weight"])
     kept = sum(int(mask.sum()) for mask in masks.values())
-    assert theoretical_speedup(model, x, masks) == (weights + products) / (5 * kept + products)
+    assert theoretical_speedup(model, x, masked(model, masks)) == (weights + products) / (5 * kept + products)
     nothing = {name: torch.zeros_like(mask) for name, mask in masks.items()}
-    assert theoretical_speedup(model, x, nothing) == (weights + products) / products
+    assert theoretical_speedup(model, x, masked(model, nothing)) == (weights + products) / products
 
 
 def test_the_fast_path_hides_nothing_and_modes_are_restored() -> None:
@@ -94,10 +94,10 @@ def test_no_masks_no_speedup_and_nothing_left_is_infinite() -> None:
     network, x = build(small_network), torch.ones(1, 2, 6, 6)
     assert theoretical_speedup(network, x, {}) == 1
     names = [name for name, weight in network.named_parameters() if weight.ndim > 1]
-    assert theoretical_speedup(network, x, random_masks(network, names, keep=0)) == math.inf
+    assert theoretical_speedup(network, x, masked(network, random_masks(network, names, keep=0))) == math.inf
 
 
 def test_a_layer_left_dense_limits_the_speedup() -> None:
     network, x = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 30)), torch.ones(1, 10)
     masks = random_masks(network, ["0.weight"], keep=0)
-    assert theoretical_speedup(network, x, masks) == 400 / 300
+    assert theoretical_speedup(network, x, masked(network, masks)) == 400 / 300

@@ -11,10 +11,10 @@ from samples import build, small_network
 from sklearn.metrics import log_loss, top_k_accuracy_score
 from torch import Tensor, nn
 
-from sipp_bench.compression import metrics
 from sipp_bench.errors import OptionError, PointsError
 from sipp_bench.measures.predictions import (
     agreement,
+    evaluate,
     flips,
     losses,
     mean_loss,
@@ -41,8 +41,8 @@ def test_predict_is_in_eval_mode_and_leaves_the_network_as_it_was() -> None:
     assert network[5].training, "dropout"
     assert torch.equal(found, predict(network, x, batch_size=3)), "no dropout"
     labels = labels_of(7, 3, 0)
-    of_logits = metrics.evaluate(nn.Identity(), predict(network, x), labels)
-    assert of_logits == metrics.evaluate(network, x, labels)
+    of_logits = evaluate(nn.Identity(), predict(network, x), labels)
+    assert of_logits == evaluate(network, x, labels)
     with pytest.raises(PointsError, match="at least one"):
         predict(network, x[:0])
 
@@ -75,7 +75,7 @@ def test_top_1_is_the_accuracy_of_the_first_largest_logit(n: int, classes: int, 
 def test_loss_is_scikit_learns_and_that_of_evaluate() -> None:
     logits, labels = logits_of(50, 4, 1), labels_of(50, 4, 1)
     assert mean_loss(logits, labels) == pytest.approx(log_loss(labels, logits.double().softmax(1), labels=range(4)))
-    assert mean_loss(logits, labels) == pytest.approx(metrics.evaluate(nn.Identity(), logits, labels)["loss"])
+    assert mean_loss(logits, labels) == pytest.approx(evaluate(nn.Identity(), logits, labels)["loss"])
     assert losses(torch.tensor([[math.log(3), 0.0]]), torch.tensor([1])).tolist() == pytest.approx([math.log(4)])
 
 

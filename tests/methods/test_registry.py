@@ -8,7 +8,8 @@ from small_networks import build
 import sipp_bench as sb
 from sipp_bench.errors import OptionError
 from sipp_bench.methods import _REGISTRY
-from sipp_bench.methods.protocol import Observation, prunable_weights
+from sipp_bench.methods.observers import AppliedWeights
+from sipp_bench.methods.protocol import Observation
 from sipp_bench.methods.scores import ScoreMethod
 
 
@@ -17,9 +18,9 @@ class Smallest(ScoreMethod):
 
     name = "smallest"
 
-    def observe(self, model, points, labels, batch_size):
-        weights, skipped = prunable_weights(model, points, batch_size)
-        return Observation({name: 1 / (1 + w.abs()) for name, w in weights.items()}, skipped)
+    def observe(self, look):
+        applied = look.at(AppliedWeights())
+        return Observation({name: 1 / (1 + w.abs()) for name, w in applied.weights.items()}, applied.skipped)
 
 
 def test_a_method_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:

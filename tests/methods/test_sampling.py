@@ -15,7 +15,7 @@ from small_networks import build
 from torch import Tensor, nn
 
 import sipp_bench as sb
-from sipp_bench.compression.metrics import block_errors
+from sipp_bench.compression.honoured import block_errors
 from sipp_bench.methods.sampling import BlockSampler, Chances, Streams, reweighted, whole_draws
 
 

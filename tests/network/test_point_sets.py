@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import sipp_bench as sb
-from sipp_bench.compression.honoured import bound_problems
-from sipp_bench.compression.metrics import block_errors
+from sipp_bench.compression.honoured import block_errors, bound_problems
 from sipp_bench.errors import OptionError, PointsError
 from sipp_bench.network.points import PointSet, changes_when_repeated, gather
 

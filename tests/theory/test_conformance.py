@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import sipp_bench as sb
 from sipp_bench.errors import OptionError
 from sipp_bench.methods import Method, Observation, Selection
 from sipp_bench.methods.magnitude import Magnitude
+from sipp_bench.methods.observers import Look
 from sipp_bench.methods.sipp_rand import SippRand
 from theory_checks import check_method, method_checks
 from theory_checks.conformance import CHECKS
@@ -54,7 +55,7 @@ class Base(Magnitude):
         self, observation: Observation, weights: Mapping[str, Tensor], budget: int, rng: np.random.Generator
     ) -> Selection:
         selection = super().select(observation, weights, budget, rng)
-        return replace(selection, weights={n: self.change(n, w, rng) for n, w in selection.weights.items()})
+        return selection.with_weights({n: self.change(n, w, rng) for n, w in selection.weights.items()})
 
     def change(self, name: str, weight: Tensor, rng: np.random.Generator) -> Tensor:
         return weight
@@ -73,7 +74,7 @@ class TiesAllKept(Base):
         threshold = scores.sort(descending=True).values[budget - 1]
         kept = {n: torch.where(w.abs() >= threshold, w, 0) for n, w in weights.items()}
         counts = dict.fromkeys(kept, 0) | {next(iter(kept)): budget}
-        return Selection(kept, counts)
+        return Selection.masked(kept, counts)
 
 
 class DenseIsRounded(Base):
@@ -91,9 +92,9 @@ class ChangesTheNetwork(Base):
 
 
 class GlobalGenerator(Base):
-    def observe(self, model: nn.Module, points: Any, labels: Any, batch_size: int) -> Observation:
+    def observe(self, look: Look) -> Observation:
         torch.rand(1)
-        return super().observe(model, points, labels, batch_size)
+        return super().observe(look)
 
 
 class Unseeded(Base):
@@ -120,8 +121,8 @@ class Flips(Base):
 
 
 class KeepsZeros(Base):
-    def observe(self, model: nn.Module, points: Any, labels: Any, batch_size: int) -> Observation:
-        return super().observe(model, points, labels, batch_size)
+    def observe(self, look: Look) -> Observation:
+        return super().observe(look)
 
     def select(self, observation: Any, weights: Any, budget: int, rng: Any) -> Selection:
         nudged = {n: torch.where(w == 0, 1e-3, w) for n, w in weights.items()}
@@ -131,8 +132,8 @@ class KeepsZeros(Base):
 
 
 class Deaf(Base):
-    def observe(self, model: nn.Module, points: Any, labels: Any, batch_size: int) -> Observation:
-        scores = {n: p.detach().abs() for n, p in model.named_parameters() if p.ndim > 1}
+    def observe(self, look: Look) -> Observation:
+        scores = {n: p.detach().abs() for n, p in look.model.named_parameters() if p.ndim > 1}
         return Observation(scores, {})
 
 

@@ -90,7 +90,7 @@ class TooLarge(SippRand):
 
     def select(self, *given: Any) -> Selection:
         found = super().select(*given)
-        return replace(found, weights={n: torch.where(w != given[1][n], 1.5 * w, w) for n, w in found.weights.items()})
+        return found.with_weights({n: torch.where(w != given[1][n], 1.5 * w, w) for n, w in found.weights.items()})
 
 
 class Unknown(methods.Method):
@@ -105,7 +105,7 @@ class Unknown(methods.Method):
 
     def select(self, *given: Any) -> Selection:
         found = SippRand().select(*given)
-        return replace(found, weights={n: torch.where(w != 0, self.factor * w, w) for n, w in found.weights.items()})
+        return found.with_weights({n: torch.where(w != 0, self.factor * w, w) for n, w in found.weights.items()})
 
 
 class UnknownTooLarge(Unknown):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import sipp_bench as sb
-from sipp_bench.compression import metrics
+from sipp_bench.compression.honoured import block_errors
 from sipp_bench.errors import OptionError
 from sipp_bench.zoo import training
 from theory_checks.published import predictive
@@ -112,7 +112,7 @@ def network() -> torch.nn.Sequential:
 def test_errors_after_retraining_are_the_usual_ones_while_signs_stay() -> None:
     model, points = network(), torch.randn(70, 1, 6, 6, generator=torch.Generator().manual_seed(1))
     pruned = sb.prune(model, points, method="sipp-rand", keep=0.3)
-    usual = metrics.block_errors(model, pruned.model, points, pruned.masks)
+    usual = block_errors(model, pruned.model, points, pruned.masks)
     for name, errors in retrained_errors(model, pruned.model, points, pruned.masks).items():
         torch.testing.assert_close(errors, usual[name].largest)
 

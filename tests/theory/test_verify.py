@@ -16,10 +16,10 @@ from torch import Tensor, nn
 import sipp_bench as sb
 import theory_checks
 from sipp_bench import bounds
-from sipp_bench.compression.metrics import median
 from sipp_bench.errors import ModelError, OptionError, PointsError
 from sipp_bench.methods.sampling import BlockSampler, reweighted
 from sipp_bench.methods.sipp_hybrid import SippHybrid
+from sipp_bench.network.blocks import median
 from theory_checks import Report, verify
 from theory_checks.evidence.finding import QUICK, Verdict
 from theory_checks.on_network import context as network

@@ -64,7 +64,7 @@ def test_planted_weights_that_are_a_little_too_large(kind: str, monkeypatch: pyt
 
     def select(self: SippDet, *arguments: Any) -> Any:
         found = honest(self, *arguments)
-        return replace(found, weights={name: 1.05 * w for name, w in found.weights.items()})
+        return found.with_weights({name: 1.05 * w for name, w in found.weights.items()})
 
     monkeypatch.setattr(SippDet, "select", select)
     assert "C2" in falsified(run(kind, method="sipp-det", claims=["C2"], keep=SOFT))

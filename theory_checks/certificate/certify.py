@@ -15,9 +15,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sipp_bench.errors import ModelError, OptionError, PointsError
+from sipp_bench.network.blocks import full_precision
 from sipp_bench.network.point_sets import Inputs, Points, map_inputs
 from sipp_bench.network.points import call_model, iterate_batches, model_device
-from sipp_bench.network.quadrants import full_precision
 from sipp_bench.network.tracing import tracing
 from theory_checks.certificate.rules import HARMLESS, RULES, Rule, tensors_in
 

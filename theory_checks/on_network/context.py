@@ -13,8 +13,8 @@ import sipp_bench as sb
 from sipp_bench.compression.guarantee import Guarantee
 from sipp_bench.compression.pruned import Pruned
 from sipp_bench.errors import OptionError
-from sipp_bench.machine.parts import block_sums
 from sipp_bench.methods import Fitted
+from sipp_bench.network.blocks import block_sums
 from sipp_bench.network.points import call_model, iterate_batches, model_device
 from sipp_bench.network.tracing import tracing
 from sipp_bench.sensitivity.measure import Sensitivity, measure_sensitivity

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from sipp_bench.compression.guarantee import Guarantee
 from sipp_bench.machine.seeds import derived_seed
-from sipp_bench.methods.sampling import BlockSampler, by_block, reweighted
+from sipp_bench.methods.sampling import BlockSampler, reweighted
 from sipp_bench.methods.sipp import SamplingMethod, SippObservation
+from sipp_bench.network.blocks import by_block
 from theory_checks.cases import oracle
 from theory_checks.evidence.own_draws import Law, OwnDraws, always_kept, laws_of
 from theory_checks.on_network.capture import BATCH, layer_batches

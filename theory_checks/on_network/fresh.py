@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from sipp_bench import bounds
-from sipp_bench.compression.metrics import median
 from sipp_bench.errors import ModelError
+from sipp_bench.network.blocks import median
 from theory_checks.certificate import composition
 from theory_checks.evidence import statistics
 from theory_checks.evidence.finding import Finding, Verdict

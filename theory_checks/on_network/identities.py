@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from sipp_bench import bounds
-from sipp_bench.compression.metrics import median
 from sipp_bench.errors import ModelError
-from sipp_bench.machine.parts import block_sums
 from sipp_bench.machine.seeds import derived_seed
+from sipp_bench.network.blocks import block_sums, median
 from sipp_bench.sensitivity.measure import measure_sensitivity
 from theory_checks.cases import oracle
 from theory_checks.certificate.certify import certify

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 
 from sipp_bench import bounds
-from sipp_bench.compression.metrics import median
-from sipp_bench.machine.parts import block_sums
 from sipp_bench.methods.sipp import split_delta
+from sipp_bench.network.blocks import block_sums, median
 from theory_checks.on_network.context import Cell, Context, blocks_of
 
 # Keep ratios are searched to 1/256, on these first.
@@ -143,7 +142,7 @@ def _telling_share(context: Context, keep: float) -> float:
     old = {name: p.detach() for name, p in context.model.named_parameters() if name in fitted.observation.scores}
     budget = round(keep * sum(w.numel() for w in old.values()))
     selection = fitted.method.select(fitted.observation, old, budget, np.random.default_rng(context.seed))
-    pairs = {name: (w, selection.weights[name]) for name, w in old.items()}
+    pairs = {name: (w, selection.changes[name].effective()) for name, w in old.items()}
     blocks = blocks_of(context.sensitivity, pairs, selection.guarantee).values()
     concerned = sum(int(block.concerned.sum()) for block in blocks)
     return sum(int(block.telling.sum()) for block in blocks) / concerned if concerned else 1.0

@@ -22,9 +22,11 @@ from tqdm import tqdm
 
 import sipp_bench as sb
 from sipp_bench.bench.suite_tables import Method
-from sipp_bench.compression import checks, metrics
+from sipp_bench.compression.honoured import check_rows
 from sipp_bench.errors import OptionError
 from sipp_bench.machine.seeds import generator
+from sipp_bench.measures.predictions import evaluate
+from sipp_bench.network.blocks import median
 from sipp_bench.report.style import INK, figure_style, log_ticks, method_styles, new_figure, png
 from sipp_bench.zoo import data as zoo_data
 from sipp_bench.zoo import training
@@ -155,8 +157,8 @@ def _measure(
     # As many as in S: the largest error over more points would not compare.
     rows = torch.randperm(len(validation), generator=generator(seed))[: len(parts.points)]
     fresh = validation.images[rows]
-    on_s = pd.DataFrame(checks.check_cell(model, pruned, parts.points.images, "S")[0]).set_index("layer")
-    on_fresh = pd.DataFrame(checks.check_cell(model, pruned, fresh, "fresh")[0]).set_index("layer")
+    on_s = pd.DataFrame(check_rows(model, pruned, parts.points.images, "S")[0]).set_index("layer")
+    on_fresh = pd.DataFrame(check_rows(model, pruned, fresh, "fresh")[0]).set_index("layer")
     accuracies = {"accuracy_dense": _accuracy(model, validation), "accuracy": _accuracy(pruned.model, validation)}
     hold = pruned.apply_masks(lambda: None)  # masks, and declares the guarantee void
     training.train(pruned.model, train.images, train.labels, recipe, seed, after_step=hold)
@@ -166,7 +168,7 @@ def _measure(
         "bound": on_s["bound_median"],
         "error_S": on_s["error_median"],
         "error_fresh": on_fresh["error_median"],
-        "error_retrained": pd.Series({name: metrics.median(errors) for name, errors in after.items()}),
+        "error_retrained": pd.Series({name: median(errors) for name, errors in after.items()}),
     }
     return pd.DataFrame(medians).rename_axis("layer"), accuracies
 
@@ -188,7 +190,7 @@ def retrained_errors(model: nn.Module, other: nn.Module, points: Tensor, names: 
 
 
 def _accuracy(model: nn.Module, part: zoo_data.Part) -> float:
-    return metrics.evaluate(model, part.images, part.labels)["accuracy"]
+    return evaluate(model, part.images, part.labels)["accuracy"]
 
 
 def _scatter(axes: Axes, frame: pd.DataFrame, x: str, y: str, correlations: pd.DataFrame) -> None:

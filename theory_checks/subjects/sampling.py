@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import sipp_bench
 from sipp_bench import bounds
-from sipp_bench.compression.metrics import block_errors
+from sipp_bench.compression.changes import Masked
+from sipp_bench.compression.honoured import block_errors
 from sipp_bench.compression.pruned import Pruned
 from sipp_bench.machine.seeds import derived_seed
 from theory_checks.subjects.subject import draw_block
@@ -59,7 +60,7 @@ def _branch_after_the_draw(model: nn.Module, points: Tensor, method: str, **opti
         one, other = drawn.prune(keep, seed), dropped.prune(keep, seed)
         assert one.guarantee is not None
         assert other.guarantee is not None
-        weights, epsilon, draws = {}, {}, {}
+        changes, bounds = {}, {}
         for name, weight in model.named_parameters():
             if name not in one.masks:
                 continue
@@ -72,11 +73,14 @@ def _branch_after_the_draw(model: nn.Module, points: Tensor, method: str, **opti
             ]
             better = pair[0][name].largest < pair[1][name].largest
             rows = torch.where(weight.flatten(1) > 0, better[:, :1], better[:, 1:]).reshape(weight.shape)
-            weights[name] = torch.where(rows, _weight(one, name), _weight(other, name))
-            epsilon[name] = torch.where(better, one.guarantee.epsilon[name], other.guarantee.epsilon[name])
-            draws[name] = torch.where(better, one.guarantee.draws[name], 0)
-        guarantee = dataclasses.replace(one.guarantee, epsilon=epsilon, draws=draws, claims=("C12", "C2", "C10"))
-        return Pruned.from_selection(model, weights, one.layer_requests, one.requested, guarantee)
+            changes[name] = Masked.of(torch.where(rows, _weight(one, name), _weight(other, name)))
+            bounds[name] = dataclasses.replace(
+                one.guarantee.bounds[name],
+                epsilon=torch.where(better, one.guarantee.epsilon[name], other.guarantee.epsilon[name]),
+                drawn=torch.where(better, one.guarantee.draws[name], 0),
+            )
+        guarantee = dataclasses.replace(one.guarantee, bounds=bounds, claims=("C12", "C2", "C10"))
+        return Pruned.from_changes(model, changes, one.layer_requests, one.requested, guarantee)
 
     return _Changed(change)
 
@@ -105,9 +109,10 @@ def _kept_reweighted(model: nn.Module, points: Tensor, method: str, **options: A
         pruned = fitted.prune(keep, seed)
         weights = {
             name: torch.where(_weight(pruned, name) == originals[name], 1.1 * originals[name], _weight(pruned, name))
-            for name in pruned.masks
+            for name in pruned.changes
         }
-        return Pruned.from_selection(model, weights, pruned.layer_requests, pruned.requested, pruned.guarantee)
+        changes = {name: Masked.of(weight) for name, weight in weights.items()}
+        return Pruned.from_changes(model, changes, pruned.layer_requests, pruned.requested, pruned.guarantee)
 
     return _Changed(change)
 
@@ -123,7 +128,8 @@ def _changed_weights(
         def pruned(keep: float, seed: int) -> Pruned:
             one = fitted.prune(keep, seed)
             weights = change({name: _weight(one, name) for name in one.masks}, lambda s: fitted.prune(keep, s), seed)
-            return Pruned.from_selection(model, weights, one.layer_requests, one.requested, one.guarantee)
+            changes = {name: Masked.of(w) for name, w in weights.items()}
+            return Pruned.from_changes(model, changes, one.layer_requests, one.requested, one.guarantee)
 
         return _Changed(pruned) if method in ("sipp-rand", "sipp-hybrid", "sipp-mixture") else fitted
 

@@ -168,13 +168,13 @@ class BlockMeter:
 
 @dataclass(frozen=True)
 class OutputError(Quantity):
-    """|(W - W-hat) a| / |a| of a layer, Euclidean norms, the largest over patches: (groups,), one number a group.
+    """|(W - W-hat) a| / |a| of a layer, Euclidean norms over all its groups, the largest over patches: (1,).
 
-    Its supremum over every a is the spectral norm of W - W-hat. A patch that is 0 has error 0.
+    Its supremum over every a is the spectral norm of W - W-hat, the largest of its groups'. A patch that is 0 has
+    error 0.
     """
 
     unit: ClassVar[str] = "layer"
-    groups: int = 1
 
     @property
     def phrase(self) -> str:
@@ -185,32 +185,32 @@ class OutputError(Quantity):
         return "no smaller than removing the layer gives"
 
     def name(self, place: tuple[int, ...]) -> str:
-        return f"group {place[0]}"
+        return "its output"
 
     def meter(self, pruned: Tensor, limit: Tensor) -> "OutputMeter":
         return OutputMeter(pruned, limit)
 
     def limit(self, epsilon: Tensor, drawn: Tensor, weight: Tensor) -> Tensor:
-        """epsilon, and what storing W-hat, and computing both the bound and the error in float64, may add.
+        """epsilon, and what storing factors in W's dtype, and singular values and errors in float64, may add.
 
-        Storing the factors and their product in W's dtype moves each entry of W-hat by a few unit roundoffs of |left|
-        |right|, whose norm is at most sqrt(k) that of W; n + k + 8 of them cover sums of n or k terms.
+        With |left| |right| <= |W| and one of the two orthonormal, storing left, right and their product moves W-hat by
+        at most u (2 + sqrt(k)) |W|_F in Frobenius' norm, u the unit roundoff of W's dtype and k <= min(M, n) the rank;
+        sums of n and of M terms in float64 by (M + n + 8) of its own.
         """
-        rows = weight.detach().double().reshape(len(epsilon), -1, weight[0].numel())
-        m, n = rows.shape[1:]
-        size = torch.linalg.matrix_norm(rows)  # Frobenius: at least the spectral norm
-        roundings = (min(m, n) ** 0.5 * 4) * unit(weight.dtype) + (n + m + 8) * unit(torch.float64)
-        room: Tensor = roundings * size.to(epsilon.device)
-        return epsilon + room
+        rows, n = weight.shape[0], weight[0].numel()
+        roundings = (2 + min(rows, n) ** 0.5) * unit(weight.dtype) + (rows + n + 8) * unit(torch.float64)
+        size: Tensor = torch.linalg.vector_norm(weight.detach().double())
+        limit: Tensor = epsilon + roundings * size.to(epsilon.device)
+        return limit
 
 
 class OutputMeter:
     """Of `OutputError`."""
 
     def __init__(self, pruned: Tensor, limit: Tensor) -> None:
-        self.pruned, self.limits = pruned, limit.double()
-        self.largest = torch.zeros(len(limit), dtype=torch.float64, device=pruned.device)
-        self.exceeding = torch.zeros(len(limit), dtype=torch.int64, device=pruned.device)
+        self.pruned, self.bar = pruned, limit.double()
+        self.largest = torch.zeros(1, dtype=torch.float64, device=pruned.device)
+        self.exceeding = torch.zeros(1, dtype=torch.int64, device=pruned.device)
         self.active = torch.zeros_like(self.exceeding)
 
     def add(self, call: Call) -> None:
@@ -219,11 +219,12 @@ class OutputMeter:
         with full_precision(lost.device):
             for patches in patch_chunks(call.input, call.weight, call.geometry, CHUNK):
                 a = patches.double()
-                size = a.norm(dim=2)
-                error = torch.bmm(a, lost.transpose(1, 2)).norm(dim=2) / size.masked_fill(size == 0, 1)
-                self.largest = torch.maximum(self.largest, error.amax(1))
-                self.exceeding += (error > self.limits[:, None].to(error.device)).sum(1)
-                self.active += (size > 0).sum(1)
+                size = a.norm(dim=(0, 2))
+                error = torch.bmm(a, lost.transpose(1, 2)).norm(dim=(0, 2)) / size.masked_fill(size == 0, 1)
+                if error.numel():
+                    self.largest = torch.maximum(self.largest, error.max())
+                self.exceeding += (error > self.bar.to(error.device)).sum()
+                self.active += (size > 0).sum()
 
     def result(self) -> Measured:
         """See `Meter`."""

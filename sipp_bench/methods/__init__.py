@@ -16,6 +16,7 @@ from sipp_bench.methods.sipp_hybrid import SippHybrid
 from sipp_bench.methods.sipp_mixture import SippMixture
 from sipp_bench.methods.sipp_rand import SippRand
 from sipp_bench.methods.snip import Snip
+from sipp_bench.methods.svd import Svd
 from sipp_bench.methods.wanda import Wanda
 from sipp_bench.network.point_sets import Points, PointSet, Positions
 from sipp_bench.network.unmeasured import check_parameters
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 _REGISTRY: dict[str, type[Method]] = {
-    cls.name: cls for cls in (SippDet, SippRand, SippHybrid, SippMixture, Magnitude, Random, Snip, Wanda)
+    cls.name: cls for cls in (SippDet, SippRand, SippHybrid, SippMixture, Magnitude, Random, Snip, Svd, Wanda)
 }
 
 

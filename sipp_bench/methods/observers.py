@@ -13,9 +13,9 @@ from typing import Any, Generic, TypeVar, cast
 from torch import Tensor, nn
 
 from sipp_bench.errors import OptionError
-from sipp_bench.network.forward import each_call, no_look
+from sipp_bench.network.forward import each_call
 from sipp_bench.network.points import Points
-from sipp_bench.network.tracing import Trace
+from sipp_bench.network.tracing import Call, Trace
 from sipp_bench.network.unmeasured import check_parameters, unmeasured
 from sipp_bench.sensitivity import PatchReduction, Sensitivity, measure_sensitivity
 from sipp_bench.sensitivity.block_weights import BlockWeights, block_weights
@@ -68,10 +68,11 @@ class Look:
 @dataclass(frozen=True)
 class Applied:
     """weights: those that the network applies as linear maps to these points, by name, as they are; skipped: those that
-    stay dense, each with the reason."""
+    stay dense, each with the reason; groups: by name, of a convolution, else 1."""
 
     weights: Mapping[str, Tensor]
     skipped: Mapping[str, str]
+    groups: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,15 @@ class AppliedWeights(Observer[Applied]):
     """What every method prunes, whether it needs the points or not, so that a budget means the same to all."""
 
     def observe(self, look: Look) -> Applied:
-        trace = each_call(look.model, look.points, no_look, look.batch_size)
+        groups: dict[str, int] = {}
+
+        def note(call: Call, output: Tensor) -> None:
+            groups[call.name] = call.groups
+
+        trace = each_call(look.model, look.points, note, look.batch_size)
         names = trace.applied - trace.dense.keys()
         weights = {name: parameter.detach() for name, parameter in look.model.named_parameters() if name in names}
-        return Applied(weights, unmeasured(look.model, trace))
+        return Applied(weights, unmeasured(look.model, trace), groups)
 
 
 @dataclass(frozen=True)

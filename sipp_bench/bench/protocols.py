@@ -19,7 +19,7 @@ from sipp_bench.compression.masks import random_control, require_masks_held, req
 from sipp_bench.compression.pruned import Pruned
 from sipp_bench.errors import OptionError, require_counts
 from sipp_bench.machine.parts import torch_threads
-from sipp_bench.machine.phrases import unknown
+from sipp_bench.machine.registry import unknown
 from sipp_bench.machine.seeds import derived_seed
 from sipp_bench.methods import Fitted
 from sipp_bench.network.points import model_device

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from sipp_bench.bench.phrases import describe
 from sipp_bench.bench.protocols import Protocol, list_protocols, make_protocol
 from sipp_bench.bench.suite_tables import (
     Measures,
@@ -37,7 +38,7 @@ from sipp_bench.bench.suite_tables import (
 )
 from sipp_bench.errors import OptionError, SuiteError
 from sipp_bench.machine.files import read_regular
-from sipp_bench.machine.phrases import describe, unknown
+from sipp_bench.machine.registry import unknown
 from sipp_bench.store.cell import MOST_LETTERS, Cell, slug
 from sipp_bench.zoo import data
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, field_validator, model_validator
 
-from sipp_bench.machine.phrases import unknown
+from sipp_bench.machine.registry import unknown
 from sipp_bench.measures.asked import Asked
 from sipp_bench.methods import check_options, list_methods
 from sipp_bench.store.cell import default_label

@@ -1,23 +1,15 @@
-"""The registry of pruning methods, and the two calls that most people need: `fit` and `prune`."""
+"""Pruning methods, one file each, and the two calls that most people need: `fit` and `prune`."""
 
-import inspect
+import sys
 from typing import Any
 
 from torch import Tensor, nn
 
 from sipp_bench.compression.pruned import Pruned
-from sipp_bench.errors import OptionError, did_you_mean
-from sipp_bench.methods.magnitude import Magnitude
+from sipp_bench.errors import OptionError
+from sipp_bench.machine.registry import Registry
 from sipp_bench.methods.observers import Look, Observer, Sensitivities
 from sipp_bench.methods.protocol import Fitted, Method, Observation, Selection, fit_look
-from sipp_bench.methods.random import Random
-from sipp_bench.methods.sipp_det import SippDet
-from sipp_bench.methods.sipp_hybrid import SippHybrid
-from sipp_bench.methods.sipp_mixture import SippMixture
-from sipp_bench.methods.sipp_rand import SippRand
-from sipp_bench.methods.snip import Snip
-from sipp_bench.methods.svd import Svd
-from sipp_bench.methods.wanda import Wanda
 from sipp_bench.network.point_sets import Points, PointSet, Positions
 from sipp_bench.network.unmeasured import check_parameters
 from sipp_bench.sensitivity.measure import Sensitivity
@@ -37,39 +29,22 @@ __all__ = [
     "register_method",
 ]
 
-_REGISTRY: dict[str, type[Method]] = {
-    cls.name: cls for cls in (SippDet, SippRand, SippHybrid, SippMixture, Magnitude, Random, Snip, Svd, Wanda)
-}
+_REGISTRY = Registry("method", Method, sys.modules[__name__])  # type: ignore[type-abstract]  # the base of all
 
 
 def list_methods() -> list[str]:
     """Names of all registered methods, sorted."""
-    return sorted(_REGISTRY)
+    return _REGISTRY.names()
 
 
 def register_method(name: str, cls: type[Method]) -> None:
     """Make `cls` available as `method=name`. Raises OptionError for a name that is taken by another class."""
-    if not (inspect.isclass(cls) and issubclass(cls, Method)):
-        raise OptionError(f"{cls!r} is not a subclass of sipp_bench.methods.Method.")
-    if _REGISTRY.get(name, cls) is not cls:
-        raise OptionError(f"A method named {name!r} is registered already: choose another name.")
-    _REGISTRY[name] = cls
+    _REGISTRY.add(name, cls)
 
 
 def make_method(name: str, **options: Any) -> Method:
     """The method with these options; OptionError names what is allowed when the name or an option is not."""
-    if name not in _REGISTRY:
-        hint = did_you_mean(str(name), list_methods())
-        raise OptionError(f"There is no method {name!r}.{hint} The methods are: {', '.join(list_methods())}.")
-    cls = _REGISTRY[name]
-    allowed = list(inspect.signature(cls).parameters)
-    unknown = [option for option in options if option not in allowed]
-    if unknown:
-        raise OptionError(f"Method {name!r} has no option {unknown[0]!r}. Its options are: {', '.join(allowed)}.")
-    try:
-        return cls(**options)
-    except TypeError as error:
-        raise OptionError(f"Method {name!r} does not take the options {options}: {error}.") from error
+    return _REGISTRY.make(name, **options)
 
 
 def check_options(method: str, options: dict[str, Any]) -> None:

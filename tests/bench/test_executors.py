@@ -63,7 +63,7 @@ ENVIRONMENT = {
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sipp_bench.methods._REGISTRY", dict(_REGISTRY))
+        patch.setattr(_REGISTRY, "classes", dict(_REGISTRY.classes))
         fragile.register()
         yield
 

@@ -1,11 +1,9 @@
 """What is wrong with a suite file, in plain sentences: pydantic finds it, users need not know."""
 
-from collections.abc import Iterable
-
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from sipp_bench.errors import did_you_mean
+from sipp_bench.machine.registry import unknown
 
 _WRONG_TYPE = {
     "string_type": "must be text in quotes",
@@ -14,12 +12,6 @@ _WRONG_TYPE = {
     "tuple_type": "must be a list in [ ]",
     "model_type": "must be a table",
 }
-
-
-def unknown(name: str, allowed: Iterable[str], kind: str) -> str:
-    """Say that there is no `name` of that kind, what is close to it, and what there is."""
-    allowed = list(dict.fromkeys(allowed))
-    return f"there is no {kind} {name!r}.{did_you_mean(name, allowed)} Allowed: {', '.join(allowed)}."
 
 
 def describe(problem: ErrorDetails, tables: dict[str, type[BaseModel]]) -> str:

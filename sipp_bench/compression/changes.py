@@ -5,6 +5,7 @@ more. How W-hat is stored decides what a budget counts (`numbers`), what it cost
 which weights an optimizer step must be brought back to (`hold`).
 """
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -130,42 +131,37 @@ class Masked(Change):
 
 @dataclass(frozen=True, eq=False)
 class Channels(Change):
-    """Whole output rows and input columns removed, the rest one smaller dense weight.
+    """Whole output rows and input channels removed, the rest one smaller dense weight in each group.
 
-    rows: (neurons,) bool; columns: (input channels of a neuron,) bool, the second dimension of W. A removed row's
-    output is never read, a removed column never reads: W-hat is 0 there.
+    rows: (neurons,) bool; columns: (groups, input channels of a group) bool. A removed row's output is never read, a
+    removed channel is never read by its group: W-hat is 0 there.
     """
 
     rows: Tensor
     columns: Tensor
 
     def __post_init__(self) -> None:
-        if self.rows.shape != self.weight.shape[:1] or self.columns.shape != self.weight.shape[1:2]:
+        rows, inputs = self.weight.shape[:2]
+        groups = len(self.columns)
+        if self.rows.shape != (rows,) or self.columns.shape != (groups, inputs) or rows % max(groups, 1):
             raise OptionError(
-                f"Channels of a weight {tuple(self.weight.shape)} are {self.weight.shape[0]} rows and "
-                f"{self.weight.shape[1]} columns, not {tuple(self.rows.shape)} and {tuple(self.columns.shape)}."
+                f"Channels of a weight {tuple(self.weight.shape)} are {rows} rows and {inputs} columns of each group, "
+                f"not {tuple(self.rows.shape)} and {tuple(self.columns.shape)}."
             )
 
-    @property
+    @functools.cached_property
     def mask(self) -> Tensor:
-        kept = self.rows[:, None] & self.columns[None]
+        kept = self.rows[:, None] & self.columns.repeat_interleave(len(self.rows) // len(self.columns), 0)
         return kept.reshape(*kept.shape, *[1] * (self.weight.ndim - 2)).expand(self.weight.shape)
 
-    def small(self) -> Tensor:
-        """The smaller weight: (rows kept, columns kept, ...)."""
-        return self.weight.detach()[self.rows][:, self.columns]
-
-    def _per_row(self) -> int:
-        return int(torch.count_nonzero(self.columns)) * self.weight[0, 0].numel()
-
     def numbers(self) -> int:
-        return int(torch.count_nonzero(self.rows)) * self._per_row()
+        return self.multiply_adds(1)
 
     def multiply_adds(self, patches: int, rows: slice = ALL) -> int:
-        return patches * int(torch.count_nonzero(self.rows[rows])) * self._per_row()
+        return patches * int(torch.count_nonzero(self.mask[rows]))
 
     def encodings(self) -> Mapping[str, Mapping[str, Tensor]]:
-        stored = {"": self.small().cpu()}
+        stored = {"": self.weight.detach()[self.mask].cpu()}
         return dict.fromkeys(("dense", "csr", "bitmap"), stored)
 
     def hold(self, weight: Tensor) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar, cast
 from torch import Tensor, nn
 
 from sipp_bench.errors import OptionError
+from sipp_bench.network.channels import Coupling, couple
 from sipp_bench.network.forward import each_call
 from sipp_bench.network.points import Points
 from sipp_bench.network.tracing import Call, Trace
@@ -131,3 +132,11 @@ class BlockWeighting(Observer[Mapping[str, Tensor]]):
     def observe(self, look: Look) -> Mapping[str, Tensor]:
         sens = look.at(Sensitivities(self.patch_reduction))
         return block_weights(self.weights, look.model, look.points, sens, look.batch_size)
+
+
+@dataclass(frozen=True)
+class Couplings(Observer[Coupling]):
+    """Which channels belong together; see `network.channels`."""
+
+    def observe(self, look: Look) -> Coupling:
+        return couple(look.model, look.points)

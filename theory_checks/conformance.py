@@ -7,9 +7,10 @@
     def test_my_method(name, check):
         check()
 
-`check_method(MyMethod)` runs them all and raises AssertionError with the name of the check that failed. Methods that
-sample say so by a class attribute `samples = True`: they must meet the budget in expectation over seeds, the others
-exactly. Draws are counted where a guarantee has them.
+`check_method(MyMethod)` runs them all and raises AssertionError with the name of the check that failed. What a method
+must do follows from what it declares (`Method.budget`, `Method.changes`): to meet the budget exactly, on average over
+seeds, or from below by units; to keep signs, and to leave what it keeps alone, where it removes weights or channels.
+Draws are counted where a guarantee has them.
 """
 
 import copy
@@ -23,11 +24,12 @@ from scipy import stats
 from torch import Tensor, nn
 
 from sipp_bench import methods
+from sipp_bench.compression.changes import Factors, Masked
 from sipp_bench.compression.pruned import Pruned
 from sipp_bench.errors import ModelError, OptionError, PointsError
 from sipp_bench.methods.protocol import Fitted, Method, fit_method
-from sipp_bench.methods.sipp import SamplingMethod
 from theory_checks.cases.drawn_networks import branches, draw_network
+from theory_checks.cases.method_networks import conv, mlp
 
 Check = Callable[[], None]
 
@@ -66,15 +68,18 @@ def check_refuses_unknown_options(cls: type[Method], options: dict[str, Any]) ->
 
 
 def check_exact_keep(cls: type[Method], options: dict[str, Any]) -> None:
-    """round(keep N) weights are left, or as many as the network has; in expectation over seeds for sampling."""
-    for model, points in (_mlp(), _conv()):
+    """round(keep N) values are left: exactly, on average over seeds, or at most, as the method declares."""
+    for model, points in (mlp(), conv()):
         fitted = _fit(cls, options, model, points)
         total = _prunable(model)
         for keep in KEEPS:
             first = fitted.prune(keep, seed=0)
             assert first.weights == total, f"{first.weights} weights are counted, the network has {total}"
             assert first.requested == round(keep * total), f"{first.requested} asked for at keep {keep} of {total}"
-            if not _samples(cls):
+            if cls.budget == "unit":
+                assert first.kept <= first.requested, f"{first.kept} kept at keep {keep}, {first.requested} asked for"
+                continue
+            if cls.budget == "exact":
                 assert first.kept == first.requested, f"{first.kept} kept at keep {keep}, {first.requested} asked for"
                 continue
             kept = np.array([fitted.prune(keep, seed=seed).kept for seed in range(_SEEDS)], dtype=float)
@@ -99,7 +104,7 @@ def check_own_draws(cls: type[Method], options: dict[str, Any]) -> None:
 
 def check_keep_nothing_and_everything(cls: type[Method], options: dict[str, Any]) -> None:
     """keep 0 leaves no prunable weight; keep 1 gives the network bit for bit."""
-    for model, points in (_mlp(), _conv()):
+    for model, points in (mlp(), conv()):
         fitted = _fit(cls, options, model, points)
         assert fitted.prune(0.0).kept == 0, "weights are left at keep 0"
         assert _bits(fitted.prune(1.0).model) == _bits(model), "keep 1 changes the network"
@@ -107,7 +112,7 @@ def check_keep_nothing_and_everything(cls: type[Method], options: dict[str, Any]
 
 def check_model_untouched(cls: type[Method], options: dict[str, Any]) -> None:
     """Weights, buffers, gradients, modes, points and the global generators are as before."""
-    for model, points in (_mlp(), _conv()):
+    for model, points in (mlp(), conv()):
         model.train()
         list(model.children())[-1].eval()
         first = next(model.parameters())
@@ -132,7 +137,7 @@ def check_model_untouched(cls: type[Method], options: dict[str, Any]) -> None:
 
 def check_same_seed_same_result(cls: type[Method], options: dict[str, Any]) -> None:
     """The same seed gives the same bits, from one fit or two, whatever else was drawn in between."""
-    model, points = _mlp()
+    model, points = mlp()
     fitted = _fit(cls, options, model, points)
     reference = fitted.prune(0.4, seed=3).mask_sha256
     fitted.prune(0.7, seed=4)
@@ -147,7 +152,7 @@ def check_device_and_dtype(cls: type[Method], options: dict[str, Any]) -> None:
     if torch.cuda.is_available():
         cases.append(("cuda", torch.float32))
     for device, dtype in cases:
-        model, points = _mlp()
+        model, points = mlp()
         pruned = _fit(cls, options, model.to(device, dtype), points.to(device, dtype)).prune(0.4)
         kinds = {(p.device.type, p.dtype) for p in pruned.model.parameters()}
         assert kinds == {(device, dtype)}, f"{kinds} instead of {device}, {dtype}"
@@ -155,8 +160,8 @@ def check_device_and_dtype(cls: type[Method], options: dict[str, Any]) -> None:
 
 
 def check_masks_match_zeros(cls: type[Method], options: dict[str, Any]) -> None:
-    """Masks are bool and True exactly where the pruned weight is not 0; kept and layer requests add up."""
-    for model, points in (_mlp(), _conv()):
+    """Masks are bool, the pruned weight is 0 where they are False, of single weights only there; requests add up."""
+    for model, points in (mlp(), conv()):
         for keep in KEEPS:
             pruned = _fit(cls, options, model, points).prune(keep, seed=2)
             new = dict(pruned.model.named_parameters())
@@ -165,26 +170,53 @@ def check_masks_match_zeros(cls: type[Method], options: dict[str, Any]) -> None:
             )
             for name, mask in pruned.masks.items():
                 assert mask.dtype == torch.bool, f"the mask of {name} is {mask.dtype}"
-                assert torch.equal(mask, new[name] != 0), f"the mask of {name} is not where its weight is not 0"
+                left = new[name] != 0
+                right = torch.equal(mask, left) if cls.changes == (Masked,) else not bool((left & ~mask).any())
+                assert right, f"the mask of {name} is not where its weight is not 0"
             requests = sum(pruned.layer_requests.values())
-            assert requests == pruned.requested, f"requests by layer add up to {requests}, not {pruned.requested}"
+            expected = pruned.kept if cls.budget == "unit" else pruned.requested
+            assert requests == expected, f"requests by layer add up to {requests}, not {expected}"
+
+
+def check_changes(cls: type[Method], options: dict[str, Any]) -> None:
+    """What became of each weight is of a declared kind, is what the network has, counts what is stored, and holds."""
+    for model, points in (mlp(), conv()):
+        pruned = _fit(cls, options, model, points).prune(0.4, seed=2)
+        new = dict(pruned.model.named_parameters())
+        for name, change in pruned.changes.items():
+            assert isinstance(change, cls.changes), f"{name} is {type(change).__name__}, which is not declared"
+            assert torch.equal(change.effective(), new[name]), f"the change of {name} is not what the network has"
+            parts = change.encodings()["bitmap"]
+            stored = sum(values.numel() for part, values in parts.items() if part != "bits")
+            assert stored == change.numbers(), f"{name} counts {change.numbers()} values, {stored} are stored"
+            with torch.no_grad():
+                new[name].add_(1)
+                change.hold(new[name])
+                gone = bool((new[name] != 0)[~change.mask].any())
+                assert not gone, f"{name}: what was removed came back after a step"
+                again = new[name].clone()
+                change.hold(new[name])
+            room = 1e-5 * float(again.abs().max())
+            assert bool(((again - new[name]).abs() <= room).all()), f"{name}: held twice it changes once more"
 
 
 def check_weights_keep_their_signs(cls: type[Method], options: dict[str, Any]) -> None:
     """Each weight is 0 or has its sign, is finite, and a method that does not sample leaves what it keeps alone."""
-    for model, points in (_mlp(), _conv()):
+    for model, points in (mlp(), conv()):
         pruned = _fit(cls, options, model, points).prune(0.4, seed=2)
         for name, (old, new) in _pairs(model, pruned).items():
             assert bool(torch.isfinite(new).all()), f"{name} holds NaN or infinity"
+            if Factors in cls.changes:
+                continue  # they are new weights
             assert bool((old * new >= 0).all()), f"{name} has changed signs"
             assert not bool(((old == 0) & (new != 0)).any()), f"{name} has weights where there were none"
-            if not _samples(cls):
+            if cls.budget != "expected":
                 assert torch.equal(new, torch.where(new != 0, old, new)), f"{name}: weights that are kept have changed"
 
 
 def check_biases_untouched(cls: type[Method], options: dict[str, Any]) -> None:
     """Biases, normalisation and buffers are as they were."""
-    for model, points in (_mlp(), _conv()):
+    for model, points in (mlp(), conv()):
         pruned = _fit(cls, options, model, points).prune(0.2)
         new = pruned.model.state_dict()
         for name, value in model.state_dict().items():
@@ -203,28 +235,28 @@ def check_ties(cls: type[Method], options: dict[str, Any]) -> None:
     fitted = _fit(cls, options, model, points)
     for keep in (0.05, 0.33, 0.5, 0.95):
         pruned = fitted.prune(keep, seed=1)
-        if not _samples(cls):
+        if cls.budget == "exact":
             assert pruned.kept == pruned.requested, f"{pruned.kept} kept at keep {keep}, {pruned.requested} asked for"
         assert pruned.kept <= pruned.weights
 
 
 def check_zero_weights_come_last(cls: type[Method], options: dict[str, Any]) -> None:
     """Weights that are 0 already are not among those kept while there are others."""
-    model, points = _mlp()
+    model, points = mlp()
     with torch.no_grad():
         next(model.parameters())[:, :5] = 0
     left = sum(int((p != 0).sum()) for p in model.parameters() if p.ndim > 1)
     fitted = _fit(cls, options, model, points)
     for keep in (0.2, 0.6, 0.9):
         pruned = fitted.prune(keep)
-        if not _samples(cls):
+        if cls.budget == "exact":
             assert pruned.kept == min(pruned.requested, left), f"{pruned.kept} kept at keep {keep}, {left} are not 0"
-        assert pruned.kept <= left, "more weights than the network has"
+        assert cls.budget == "unit" or pruned.kept <= left, "more weights than the network has"
 
 
 def check_refusals(cls: type[Method], options: dict[str, Any]) -> None:
     """Impossible keeps and seeds, unusable points, NaN weights, nothing to prune, weights changed since the fit."""
-    model, points = _mlp()
+    model, points = mlp()
     fitted = _fit(cls, options, model, points)
     for keep in (-0.1, 1.1, float("nan")):
         _refuses(OptionError, partial(fitted.prune, keep), f"keep {keep}")
@@ -251,6 +283,7 @@ CHECKS: tuple[Callable[[type[Method], dict[str, Any]], None], ...] = (
     check_same_seed_same_result,
     check_device_and_dtype,
     check_masks_match_zeros,
+    check_changes,
     check_weights_keep_their_signs,
     check_biases_untouched,
     check_ties,
@@ -271,10 +304,6 @@ def _label(name_or_class: str | type[Method]) -> str:
     return name_or_class if isinstance(name_or_class, str) else name_or_class.__name__
 
 
-def _samples(cls: type[Method]) -> bool:
-    return issubclass(cls, SamplingMethod) or bool(getattr(cls, "samples", False))
-
-
 def _fit(cls: type[Method], options: dict[str, Any], model: nn.Module, points: Tensor) -> Fitted:
     return fit_method(cls(**options), model, points)
 
@@ -287,24 +316,6 @@ def _refuses(error: type[Exception], call: Callable[[], Any], what: str) -> None
     except Exception as other:
         raise AssertionError(f"{what}: {type(other).__name__} instead of {error.__name__}: {other}") from other
     raise AssertionError(f"{what} is not refused")
-
-
-def _mlp() -> tuple[nn.Module, Tensor]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        return nn.Sequential(nn.Linear(20, 24), nn.ReLU(), nn.Linear(24, 5)), torch.randn(12, 20)
-
-
-def _conv() -> tuple[nn.Module, Tensor]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2)
-        model = nn.Sequential(
-            nn.Conv2d(2, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(),
-            nn.Conv2d(6, 4, 2, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 4),
-        )  # fmt: skip
-        state = model.state_dict()
-        state["1.running_var"].uniform_(0.5, 2)
-        return model, torch.randn(7, 2, 6, 6)
 
 
 def _prunable(model: nn.Module) -> int:

@@ -1,9 +1,9 @@
 """Which output channels of a layer reach which input channels of others with no weight between them.
 
 Found for any network by poisoning: NaN in some output channels of one layer runs on through activations, pooling,
-batch-norm, flattening and sums, and is seen where it arrives. Sample b of a batch of copies of one point carries NaN in
-the channels whose number has bit b set, another one in those that have it not: where NaN arrives in exactly one of the
-two for every bit, the bits spell the only channel that feeds the place. Other layers give what they gave without NaN.
+batch-norm, flattening and sums, and is seen where it arrives. One pass has NaN in the channels whose number has bit b
+set, another one in those that have it not: where NaN arrives in exactly one of the two for every bit, the bits spell
+the only channel that feeds the place. Other layers give what they gave without NaN.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sipp_bench.network.points import Inputs, Points, call_model, iterate_batches, model_device
+from sipp_bench.network.point_sets import Inputs, Points, map_inputs
+from sipp_bench.network.points import call_model, iterate_batches, model_device
 from sipp_bench.network.tracing import Call, tracing
 
 NOBODY, SEVERAL = -1, -2
@@ -44,7 +45,8 @@ class Coupling:
 
 def couple(model: nn.Module, points: Points) -> Coupling:
     """The coupling of a network's layers, from its first point; the network is in eval mode and stays as it is."""
-    inputs = next(iterate_batches(points, 1, model_device(model)))[0]
+    batch, _ = next(iterate_batches(points, 1, model_device(model), model))
+    inputs = map_inputs(lambda tensor: tensor[:1], batch)
     clean, uses = _clean(model, inputs)
     feeds: dict[tuple[str, str], Tensor] = {}
     leaks: dict[str, str] = {}
@@ -80,34 +82,42 @@ def _poison(
     leaks: dict[str, str],
 ) -> None:
     """Follow the channels of one producer: into `feeds`, and `leaks` where they go astray."""
+    channels = len(dict(model.named_parameters())[producer])
+    arrived: dict[str, list[Tensor]] = {}
+    codes = _codes(channels, model_device(model))
+    for place, marked in enumerate(codes):
+        for consumer, seen in _pass(model, inputs, producer, clean, marked, leaks).items():
+            nothing = torch.zeros_like(seen)
+            rows = arrived.setdefault(consumer, [nothing] * len(codes))
+            rows[place] = rows[place] | seen
+    for consumer, rows in arrived.items():
+        feeds[producer, consumer] = _decode(torch.stack(rows), channels)
+    if not arrived and producer not in leaks:
+        leaks[producer] = "no layer reads its channels"
+
+
+def _pass(
+    model: nn.Module, inputs: Inputs, producer: str, clean: list[Tensor], marked: Tensor, leaks: dict[str, str]
+) -> dict[str, Tensor]:
+    """One pass with NaN in the marked channels: by consumer, which of its input channels it reached."""
     arrived: dict[str, Tensor] = {}
     calls = iter(clean)
-    channels = 0
 
     def follow(call: Call, output: Tensor) -> Tensor:
-        nonlocal channels
-        seen = _by_channel(call.input.isnan(), call.geometry is None)
+        axis = -1 if call.geometry is None else 1
+        seen = call.input.isnan().movedim(axis, 0).flatten(1).any(1)
         if bool(seen.any()):
             arrived[call.name] = arrived[call.name] | seen if call.name in arrived else seen
-        one = next(calls)
-        given = one.expand(len(output), *one.shape[1:]).clone()
+        given = next(calls).clone()
         if call.name == producer:
-            axis = -1 if call.geometry is None else 1
-            channels = given.shape[axis]
-            marks = _codes(channels, given.device)
-            shape = [len(marks), *[1] * (given.ndim - 1)]
-            shape[axis] = channels
-            given.masked_fill_(marks.reshape(shape), torch.nan)
+            given.movedim(axis, -1)[..., marked] = torch.nan
         return given
 
     with torch.no_grad(), tracing(model, follow):
-        result = call_model(model, _copies(inputs, len(_codes(_width(model, producer), torch.device("cpu")))))
+        result = call_model(model, inputs)
     if any(bool(t.isnan().any()) for t in _tensors(result)):
         leaks[producer] = "its channels reach the network's output"
-    for consumer, seen in arrived.items():
-        feeds[producer, consumer] = _decode(seen, channels)
-    if not arrived and producer not in leaks:
-        leaks[producer] = "no layer reads its channels"
+    return arrived
 
 
 def _codes(channels: int, device: torch.device) -> Tensor:
@@ -124,24 +134,6 @@ def _decode(seen: Tensor, channels: int) -> Tensor:
     number = (with_bit.long() << torch.arange(len(with_bit), device=seen.device)[:, None]).sum(0)
     single = (with_bit ^ without).all(0) & (number < channels)
     return torch.where(single, number, torch.where(seen.any(0), SEVERAL, NOBODY))
-
-
-def _by_channel(marks: Tensor, linear: bool) -> Tensor:
-    """Whether anything is marked, by sample and input channel."""
-    flat = marks.flatten(1, -2) if linear and marks.ndim > 2 else marks
-    if linear:
-        return flat.any(1) if flat.ndim > 2 else flat
-    return flat.flatten(2).any(2)
-
-
-def _width(model: nn.Module, name: str) -> int:
-    return int(dict(model.named_parameters())[name].shape[0])
-
-
-def _copies(inputs: Inputs, count: int) -> Inputs:
-    if isinstance(inputs, Tensor):
-        return inputs.repeat(count, *[1] * (inputs.ndim - 1))
-    return {name: t.repeat(count, *[1] * (t.ndim - 1)) for name, t in inputs.items()}
 
 
 def _tensors(result: object) -> list[Tensor]:

@@ -11,11 +11,14 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import sipp_bench as sb
+from sipp_bench.compression.changes import Masked
 from sipp_bench.errors import ModelError, OptionError, PointsError
 
 METHODS = sb.list_methods()
-SAMPLING = ["sipp-hybrid", "sipp-mixture", "sipp-rand"]
-EXACT = [name for name in METHODS if name not in SAMPLING]
+CLASSES = {name: type(sb.make_method(name)) for name in METHODS}
+EXACT = [name for name, cls in CLASSES.items() if cls.budget == "exact"]
+UNITS = [name for name, cls in CLASSES.items() if cls.budget == "unit"]
+SINGLE = [name for name, cls in CLASSES.items() if cls.changes == (Masked,)]
 KEEPS = [0.003, 0.02, 0.1, 0.25, 0.35, 0.5, 0.77, 0.9, 0.995]
 
 pytestmark = pytest.mark.parametrize("method", METHODS)
@@ -31,10 +34,13 @@ def bits(model: nn.Module) -> dict[str, bytes]:
     }
 
 
-def test_the_list_is_complete(method: str) -> None:
+def test_what_is_registered_says_what_it_is(method: str) -> None:
     assert sorted(METHODS) == METHODS
-    assert method in {"magnitude", "random", "sipp-det", "sipp-hybrid", "sipp-mixture", "sipp-rand", "snip", "wanda"}
-    assert len(METHODS) == 8
+    assert {"magnitude", "random", "sipp-det", "sipp-hybrid", "sipp-mixture", "sipp-rand", "snip", "wanda"} <= set(
+        METHODS
+    )
+    assert CLASSES[method].name == method
+    assert method in EXACT or method in UNITS or CLASSES[method].budget == "expected"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -50,12 +56,16 @@ def test_counts_masks_and_what_stays(method: str, kind: str) -> None:
         assert len(pruned.masks) == PRUNABLE[kind]
         if method in EXACT:
             assert pruned.kept == pruned.requested
+        assert method not in UNITS or pruned.kept <= pruned.requested
         new, old = dict(pruned.model.named_parameters()), dict(model.named_parameters())
         assert list(new) == list(old)
         for name, parameter in new.items():
             assert torch.isfinite(parameter).all()
             if name in pruned.masks:
                 assert pruned.masks[name].dtype == torch.bool
+                if method not in SINGLE:
+                    assert not parameter[~pruned.masks[name]].any()
+                    continue
                 assert torch.equal(pruned.masks[name], parameter != 0)
                 # Signs or zeros; and no new weights.
                 assert (parameter * old[name] >= 0).all()
@@ -67,7 +77,7 @@ def test_counts_masks_and_what_stays(method: str, kind: str) -> None:
         assert set(pruned.masks) == {n for n, p in old.items() if p.ndim >= 2}
         buffers = dict(model.named_buffers())
         assert all(torch.equal(b, buffers[n]) for n, b in pruned.model.named_buffers())
-        assert sum(pruned.layer_requests.values()) == pruned.requested
+        assert sum(pruned.layer_requests.values()) == (pruned.kept if method in UNITS else pruned.requested)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -146,8 +156,8 @@ def test_weights_that_are_zero_already_are_never_chosen_before_others(method: st
         pruned = fitted.prune(keep, seed=1)
         if method in EXACT:
             assert pruned.kept == min(pruned.requested, left)
-        assert pruned.kept <= left
-    assert fitted.prune(left / prunable(model)).kept == left
+        assert method in UNITS or pruned.kept <= left
+    assert method in UNITS or fitted.prune(left / prunable(model)).kept == left
 
 
 @pytest.mark.parametrize("keep", [-0.1, 1.1, math.nan, math.inf, True, "a", None, np.complex64(0.5)])

@@ -152,6 +152,8 @@ def test_counts_are_read_off_weights_by_hand() -> None:
         -pruned,
     ):
         assert law.read(other)[1].tolist() == [[True, False]]
+    for counts in ([2, 0, 1, 0], [2, 1, 1, 1], [0, 0, 0, 0]):  # one draw short, one too many, none
+        assert law.read(one_block(torch.tensor(counts))[1])[1].tolist() == [[True, False]]
 
 
 @pytest.mark.identity

@@ -104,14 +104,14 @@ def test_the_seed_of_a_cell_is_that_of_its_retraining(make_task: Callable[..., T
 
 
 def test_a_training_follows_its_seed_in_batches_dropout_and_augmentation(part: Part) -> None:
-    def trained(seed: int, batch_size: int, dropout: float, augment: Any) -> list[float]:
+    def trained(seed: int, images: int, batch_size: int, dropout: float, augment: Any) -> list[float]:
         model = build(lambda: nn.Sequential(nn.Flatten(), nn.Dropout(dropout), nn.Linear(9, 3)))
-        recipe = Recipe(epochs=1, batch_size=batch_size, learning_rate=0.1, augment=augment)
-        training.train(model, part.images, part.labels, recipe, seed)
+        recipe = Recipe(epochs=3, batch_size=batch_size, learning_rate=0.1, augment=augment)
+        training.train(model, part.images[:images], part.labels[:images], recipe, seed)
         return [round(value, 3) for value in model[2].weight.flatten().tolist()]
 
-    # Batches of all images: in any order the same gradients, but for rounding.
-    assert trained(0, N, 0.0, "none") == trained(1, N, 0.0, "none")
-    for settings in ((8, 0.0, "none"), (N, 0.5, "none"), (N, 0.0, "shift")):
+    # One image has one order: what else differs between seeds is drawn for it.
+    assert trained(0, 1, 1, 0.0, "none") == trained(1, 1, 1, 0.0, "none")
+    for settings in ((N, 8, 0.0, "none"), (1, 1, 0.5, "none"), (1, 1, 0.0, "shift")):
         assert trained(0, *settings) == trained(0, *settings)
         assert trained(0, *settings) != trained(1, *settings), settings

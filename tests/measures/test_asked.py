@@ -11,8 +11,11 @@ import torch
 import sipp_bench as sb
 from sipp_bench import measuring
 from sipp_bench.errors import SuiteError
+from sipp_bench.measures import asked
 from sipp_bench.measures.corruptions import CLEAN, CORRUPTIONS, SEVERITIES, corruption_errors
+from sipp_bench.measures.latency import Latency
 from sipp_bench.measures.predictions import predict
+from sipp_bench.measures.random_splits import random_splits
 from sipp_bench.runner import run
 from sipp_bench.store import Run
 from sipp_bench.suite import parse_suite
@@ -101,6 +104,37 @@ def test_percentiles_are_among_random_splits_of_the_same_budget(finished: Run) -
         assert percentile == pytest.approx(100 * beaten / 5)
 
 
+def test_random_splits_are_those_of_the_cells_seed_and_size(
+    finished: Run, networks: tuple[data.DataSet, torch.nn.Module, sb.Pruned]
+) -> None:
+    dataset, dense, pruned = networks
+    accuracies = []
+    for split in random_splits({name: mask.numel() for name, mask in pruned.masks.items()}, pruned.kept, 5, seed=1):
+        network = copy.deepcopy(dense)
+        for name, kept in split.items():
+            weight = network.get_parameter(name).detach()
+            smallest = weight.abs().flatten().argsort()[: weight.numel() - kept]
+            weight.view(-1)[smallest] = 0
+        right = predict(network, dataset.test.images).argmax(1) == dataset.test.labels
+        accuracies.append(int(right.sum()) / len(right))
+    row = finished.cells.query("method == 'magnitude' and keep == 0.1").iloc[0]
+    assert row["split_accuracies"] == accuracies
+
+
+def test_latency_is_timed_of_the_dense_and_the_pruned_network_on_one_batch(
+    networks: tuple[data.DataSet, torch.nn.Module, sb.Pruned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, dense, pruned = networks
+    timed = []
+    monkeypatch.setattr(asked, "latency_pair", lambda *a: timed.append(a) or Latency((1.0,), (2.0,)))
+    some = asked.Asked(latency_repeats=7)
+    subject = asked.Subject(some, dense, dataset.test, None, dataset.points.images, torch.zeros(1), None, 0)
+    assert subject.latency(pruned.model) == {"latency_dense_seconds": [1.0], "latency_pruned_seconds": [2.0]}
+    ((first, second, images, repeats),) = timed
+    assert (first is dense, second is pruned.model, repeats) == (True, True, 7)
+    assert torch.equal(images, dataset.test.images[:32])
+
+
 def test_the_twin_is_another_network_on_the_same_data(
     finished: Run, networks: tuple[data.DataSet, torch.nn.Module, sb.Pruned]
 ) -> None:
@@ -112,10 +146,24 @@ def test_the_twin_is_another_network_on_the_same_data(
     for checkpoint in (finished.path.parent / "cache").glob("*.safetensors"):
         network = copy.deepcopy(dense)
         training.load_checkpoint(network, checkpoint)
-        agreements.append(float((own == predict(network, dataset.test.images).argmax(1)).double().mean()))
+        classes = predict(network, dataset.test.images).argmax(1)
+        agreements.append(float((own == classes).double().mean()))
     assert sorted(agreements) == [cells["twin_agreement"][0], 1.0], "the twin's, and the dense network's own"
     # Where both are equal, the line above holds too.
     assert 0.5 < cells["twin_agreement"][0] < 1
+
+
+def test_the_accuracy_and_agreement_of_the_twin_are_its_own(
+    networks: tuple[data.DataSet, torch.nn.Module, sb.Pruned],
+) -> None:
+    """With the pruned network for a twin, whose accuracy is another than the dense one's."""
+    dataset, dense, pruned = networks
+    test, (logits, others) = dataset.test, (predict(n, dataset.test.images) for n in (dense, pruned.model))
+    subject = asked.Subject(asked.Asked(), dense, test, None, dataset.points.images, logits, pruned.model, 0)
+    own, expected = ((each.argmax(1) == test.labels).double().mean().item() for each in (logits, others))
+    agreement = (logits.argmax(1) == others.argmax(1)).double().mean().item()
+    assert subject.measures(pruned, 0.5) == pytest.approx({"twin_accuracy": expected, "twin_agreement": agreement})
+    assert abs(own - expected) > 1e-3
 
 
 def test_a_twin_that_is_the_network_again_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

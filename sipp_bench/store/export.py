@@ -5,6 +5,7 @@ is JSON as in run folders, floats have all their digits. Text that a spreadsheet
 front, see `to_csv`. Parquet has types, nulls and lists of its own.
 """
 
+import csv
 import io
 import json
 import math
@@ -47,7 +48,12 @@ def to_csv(table: pd.DataFrame) -> str:
     a tab or the end of a line gets a ' in front, and so does what begins with ', so that taking it off is exact.
     """
     texts = {name: table[name].map(_harmless) for name in table.columns if table[name].dtype.kind not in "biuf"}
-    return table.assign(**texts).to_csv(index=False, lineterminator="\n")
+    table = table.assign(**texts)
+    # Where lines end with \n, the writer takes \r for a letter like any other, and every reader for the end of a line.
+    returns = any("\r" in value for name in texts for value in table[name] if isinstance(value, str))
+    if returns:
+        return table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    return table.to_csv(index=False, lineterminator="\n")
 
 
 def _harmless(value: Any) -> Any:

@@ -357,3 +357,26 @@ def test_a_scheduler_that_does_not_answer() -> None:
     message = "No Dask scheduler answers at tcp://127.0.0.1:9"
     with pytest.raises(WorkerError, match=message), dask_executor("tcp://127.0.0.1:9", 0.5):
         pass
+
+
+def test_an_executor_that_gives_its_jobs_up_has_lost_its_scheduler(
+    suite: Suite, cache: Path, alone: Run, tmp_path: Path
+) -> None:
+    """As Dask's does when the connection to the scheduler is lost: it cancels all futures, and nobody answers again."""
+
+    class Orphaned(Watched):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            if len(results(tmp_path)) == 0:
+                return super().submit(fn, *args, **kwargs)
+            future: Future[Any] = Future()
+            future.cancel()
+            future.set_running_or_notify_cancel()
+            return future
+
+    sentence = r"cells were not measured, the first .*, since the scheduler of the workers ended, or cannot be reached"
+    with pytest.raises(WorkerError, match=sentence) as caught:
+        run(suite, tmp_path, cache_dir=cache, progress=False, executor=Orphaned())
+    assert "worker was lost" not in str(caught.value)
+    assert 0 < len(load_run(tmp_path).cells) < 18
+    run(suite, tmp_path, cache_dir=cache, progress=False)
+    assert results(tmp_path) == results(alone.path)

@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from sipp_bench import memory
+from sipp_bench.bench.suite import load_suite
 from sipp_bench.cli import main
 from sipp_bench.compare.benchmarks import read
 from sipp_bench.errors import CheckpointError, PointsError, SippBenchError, SuiteError
+from sipp_bench.machine import memory
 from sipp_bench.methods.snip import Snip
-from sipp_bench.point_files import read_points
-from sipp_bench.records import read_json
-from sipp_bench.suite import load_suite
+from sipp_bench.network.point_files import read_points
+from sipp_bench.store.records import read_json
 from sipp_bench.zoo.checkpoints import load_checkpoint
 
 

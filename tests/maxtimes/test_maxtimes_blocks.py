@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sipp_bench.maxtimes import chunked, native, reference
-from sipp_bench.patches import ConvGeometry, Windows
+from sipp_bench.network.patches import ConvGeometry, Windows
 
 NO_NATIVE = native.unavailable(torch.device("cpu"), torch.float32)
 pytestmark = pytest.mark.skipif(NO_NATIVE is not None, reason=f"no native library here: {NO_NATIVE}")

@@ -12,10 +12,10 @@ import pytest
 from test_store import CELLS, META, TIMING, done
 
 from sipp_bench.cli import main
-from sipp_bench.export import export_run, read_export, to_csv
-from sipp_bench.files import printable, write_atomically
-from sipp_bench.records import read_json, sealed_json
+from sipp_bench.machine.files import printable, write_atomically
 from sipp_bench.store import Store, load_run
+from sipp_bench.store.export import export_run, read_export, to_csv
+from sipp_bench.store.records import read_json, sealed_json
 
 FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\n=1", "\r=1", "'", "'=1", "''", "-", "="]
 HARMLESS = ["a=1", "1", "", " =1", "ü"]

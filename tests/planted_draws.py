@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sipp_bench.methods.sampling import BlockSampler, by_block, reweighted
+from sipp_bench.methods.sampling import BlockSampler, reweighted
+from sipp_bench.network.blocks import by_block
 
 Draw = Callable[[BlockSampler, Tensor, Tensor, np.random.Generator], Tensor]
 

@@ -28,6 +28,7 @@ from sipp_bench.measures.cell import cost_measures, count_operations, prediction
 from sipp_bench.measures.latency import reference_samples, timed
 from sipp_bench.measures.predictions import evaluate, predict, scores
 from sipp_bench.methods import Fitted, fit
+from sipp_bench.network.controls import require_other
 from sipp_bench.sensitivity.sample_size import sample_size
 from sipp_bench.store.cell import Cell
 from sipp_bench.store.records import Arrays
@@ -142,7 +143,7 @@ class Measuring:
         twin = None
         if asked.twin:
             twin = self._trained(cell, dataset, seed=derived_seed(cell.seed, "twin")).model
-            models.require_other(twin, model, "The twin")
+            require_other(twin, model, "The twin")
         return AskedSubject(asked, model, dataset.test, sample, points.images, logits, twin, cell.seed)
 
     def _trained(

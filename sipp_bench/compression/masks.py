@@ -10,7 +10,7 @@ from sipp_bench.compression.changes import Masked
 from sipp_bench.compression.pruned import Pruned
 from sipp_bench.errors import ModelError
 from sipp_bench.machine.seeds import generator
-from sipp_bench.zoo.models import require_other
+from sipp_bench.network.controls import require_other
 
 
 def require_masks_held(pruned: Pruned) -> None:

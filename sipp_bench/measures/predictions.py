@@ -22,7 +22,15 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 128) -> Tensor:
     require_counts(batch_size=batch_size)
     device = model_device(model)
     with eval_mode(model):
-        return torch.cat([call_model(model, x.to(device)).cpu() for x in images.split(batch_size)])
+        return torch.cat([_logits(call_model(model, x.to(device))) for x in images.split(batch_size)])
+
+
+def _logits(output: object) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise PointsError(
+            f"The network's output must be one tensor of logits (n, classes), not a {type(output).__name__}."
+        )
+    return output.cpu()
 
 
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 128) -> dict[str, float]:

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import sipp_bench as sb
 from sipp_bench.bench import measuring, protocols
 from sipp_bench.bench.estimate import estimate
 from sipp_bench.bench.runner import run
@@ -129,7 +128,7 @@ def test_of_a_folder_too_when_its_images_are_counted(tmp_path: Path, monkeypatch
 def test_fewer_points_than_the_rule_says_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(training.RECIPES, "lenet-300-100", RECIPE)
     for size in (181, 180):
-        monkeypatch.setattr(sb, "sample_size", lambda *_, size=size, **__: size)
+        monkeypatch.setattr(measuring, "sample_size", lambda *_, size=size, **__: size)
         text = SUITE.format(protocol="one-shot").replace("points = 24", 'points = "sample-size"')
         finished = run(parse_suite(text, "mine.toml"), tmp_path / str(size), cache_dir=tmp_path, progress=False)
         assert set(finished.cells["num_points"]) == {180}

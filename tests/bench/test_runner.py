@@ -224,7 +224,7 @@ def counting(monkeypatch: pytest.MonkeyPatch, *, failing: Callable[..., bool]) -
             raise RuntimeError(f"cannot read {Path.home()}/secret/file.bin: no luck")
         return fit(*arguments, **options)
 
-    monkeypatch.setattr(sb, "fit", noted)
+    monkeypatch.setattr(measuring, "fit", noted)
     return calls
 
 

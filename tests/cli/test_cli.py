@@ -179,7 +179,7 @@ def test_points_that_the_network_cannot_take(points: Path, tmp_path: Path, capsy
 
 def test_an_unwritable_output_is_refused_before_the_work(points: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worked: list[object] = []
-    monkeypatch.setattr(sb, "fit", lambda *arguments, **options: worked.append(arguments))
+    monkeypatch.setattr("sipp_bench.methods.fit", lambda *arguments, **options: worked.append(arguments))
     assert prune(points, "/dev/null/x/out.safetensors") == 2
     assert worked == []
 
@@ -245,7 +245,7 @@ def test_a_failed_cell_is_exit_code_1(
     def fail(*arguments: object, **options: object) -> None:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(sb, "fit", fail)
+    monkeypatch.setattr("sipp_bench.bench.measuring.fit", fail)
     assert call("run", suite, "-o", tmp_path / "run", "--no-report") == 1
     assert "out of luck" in capsys.readouterr().out
 
@@ -256,7 +256,7 @@ def test_interruption_keeps_what_is_finished(
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sb, "fit", interrupt)
+    monkeypatch.setattr("sipp_bench.bench.measuring.fit", interrupt)
     assert call("run", suite, "-o", tmp_path / "run") == 130
     assert "the same command goes on from there" in capsys.readouterr().err
     assert list((tmp_path / "run" / "cells").iterdir()) == []

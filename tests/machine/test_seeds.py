@@ -27,6 +27,7 @@ from sipp_bench.errors import ModelError, OptionError, SuiteError
 from sipp_bench.machine.seeds import derived_seed, generator, require_seed
 from sipp_bench.measures.corruptions import corrupt
 from sipp_bench.measures.random_splits import random_splits
+from sipp_bench.network.controls import require_other
 from sipp_bench.zoo import data, models, training
 from sipp_bench.zoo.training import Recipe
 from theory_checks import verify
@@ -130,14 +131,14 @@ def test_generators_are_seeded_and_seeds_derived_in_one_place() -> None:
 
 def test_a_control_with_the_same_weights_is_refused() -> None:
     one, other = build(small_network, 0), build(small_network, 1)
-    models.require_other(other, one, "The twin")
+    require_other(other, one, "The twin")
     with pytest.raises(ModelError, match=r"The twin has the very weights .* in 0\.weight, 2\.weight, 6\.weight, 8\.we"):
-        models.require_other(build(small_network, 0), one, "The twin")
+        require_other(build(small_network, 0), one, "The twin")
     with torch.no_grad():
         other[6].weight.copy_(one[6].weight)
     with pytest.raises(ModelError, match=r"in 6\.weight:"):
-        models.require_other(other, one, "The twin")
-    models.require_other(other, one, "The twin", {"0.weight"})
+        require_other(other, one, "The twin")
+    require_other(other, one, "The twin", {"0.weight"})
 
 
 def test_the_random_control_has_other_masks_or_is_none() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from test_store import CELLS, META, TIMING, done, write_run
+from store.test_store import CELLS, META, TIMING, done, write_run
 
 from sipp_bench.cli.commands import main
 from sipp_bench.errors import StoreError

@@ -155,7 +155,11 @@ original_plan = SippHybrid.plan
 
 
 def test_planted_halved_sensitivities(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("sipp_bench.methods.sipp", "theory_checks.on_network.context", "theory_checks.on_network.identities"):
+    for place in (
+        "sipp_bench.methods.observers",
+        "theory_checks.on_network.context",
+        "theory_checks.on_network.identities",
+    ):
         monkeypatch.setattr(f"{place}.measure_sensitivity", halved_sensitivity)
     report = run(method="sipp-det", keep=0.6)
     assert not report.ok
@@ -165,7 +169,11 @@ def test_planted_halved_sensitivities(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_planted_half_of_the_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("sipp_bench.methods.sipp", "theory_checks.on_network.context", "theory_checks.on_network.identities"):
+    for place in (
+        "sipp_bench.methods.observers",
+        "theory_checks.on_network.context",
+        "theory_checks.on_network.identities",
+    ):
         monkeypatch.setattr(f"{place}.measure_sensitivity", first_half)
     report = run(method="sipp-det", keep=0.6)
     assert verdicts(report)["C2"] is Verdict.FALSIFIED
@@ -176,7 +184,7 @@ def test_planted_too_large_sensitivities(monkeypatch: pytest.MonkeyPatch) -> Non
         found = sb.measure_sensitivity(*arguments, **options)
         return replace(found, layers={n: replace(e, values=(e.values > 0).float()) for n, e in found.layers.items()})
 
-    for place in ("sipp_bench.methods.sipp", "theory_checks.on_network.context"):
+    for place in ("sipp_bench.methods.observers", "theory_checks.on_network.context"):
         monkeypatch.setattr(f"{place}.measure_sensitivity", ones)
     assert verdicts(run(method="sipp-det", keep=0.9))["C8"] is Verdict.FALSIFIED
 

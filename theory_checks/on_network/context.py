@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import sipp_bench as sb
 from sipp_bench.compression.guarantee import Guarantee
 from sipp_bench.compression.pruned import Pruned
+from sipp_bench.compression.quantities import BlockError
 from sipp_bench.errors import OptionError
 from sipp_bench.methods import Fitted
 from sipp_bench.network.blocks import block_sums
@@ -186,13 +187,14 @@ def blocks_of(
         gone = (w != 0) & (rows == 0)
         gone_s = torch.where(gone, s, 0.0)
         lost = block_sums(gone_s, positive)
-        if guarantee is None or not guarantee.per_patch:
+        bound = None if guarantee is None else guarantee.bounds[name]
+        if bound is None or bound.quantity != BlockError():
             drawn = block_sums((rows != 0) & (rows != w), positive) > 0
             epsilon = torch.where(drawn, math.inf, lost.clamp(max=1))
         else:
-            epsilon = guarantee.epsilon[name].double()
+            epsilon = bound.epsilon.double()
             # A weight that changed in a block without draws is a bug, for which the bound is no excuse.
-            drawn = guarantee.draws[name] > 0
+            drawn = bound.draws > 0
         largest = torch.stack([torch.where(sign, gone_s, 0.0).amax(1) for sign in (positive, ~positive)], 1)
         changed = block_sums(rows != w, positive)
         found[name] = Blocks(epsilon, drawn, changed, layer.active > 0, largest, lost, s.shape[1])

@@ -27,8 +27,10 @@ Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
 
 def as_record(finding: Finding) -> dict[str, Any]:
-    """A finding with its claim's title, for JSON."""
-    return {**asdict(finding), "data": dict(finding.data), "title": title(finding.claim)}
+    """A finding with its claim's title, statement and assumption, for JSON: who reads it needs no claims."""
+    claim = claims().get(finding.claim)
+    said = {} if claim is None else {"statement": claim.statement, "assumption": claim.assumption}
+    return {**asdict(finding), "data": dict(finding.data), "title": title(finding.claim), **said}
 
 
 def title(number: str) -> str:

@@ -19,7 +19,7 @@ from theory_checks.claims import Finding, Verdict
 from theory_checks.evidence.finding import QUICK
 
 EFFORT = replace(QUICK, cases=5, trials=400)
-MEASURED = ("sipp_bench.methods.sipp", "theory_checks.on_network.context", "theory_checks.on_network.identities")
+MEASURED = ("sipp_bench.methods.observers", "theory_checks.on_network.context", "theory_checks.on_network.identities")
 Patch = pytest.MonkeyPatch
 
 

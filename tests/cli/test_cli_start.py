@@ -62,7 +62,8 @@ def test_an_interrupt_while_a_library_is_imported_is_one_line(tmp_path: Path, wh
 
 def test_an_interrupt_of_a_command_is_one_line() -> None:
     code = (
-        "import signal, sipp_bench.cli.results as r; from sipp_bench import __main__, export\n"
+        "import signal, sipp_bench.cli.results as r; from sipp_bench import __main__\n"
+        "from sipp_bench.store import export\n"
         "export.export_run = lambda *_: signal.raise_signal(signal.SIGINT)\n"
         "import sys; sys.argv[1:] = ['export', 'x', '-o', 'y']; __main__.main()"
     )

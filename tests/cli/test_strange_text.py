@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_store import CELLS, META, TIMING, done
+from store.test_store import CELLS, META, TIMING, done
 
 from sipp_bench.cli import main
 from sipp_bench.machine.files import printable, write_atomically

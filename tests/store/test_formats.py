@@ -77,9 +77,11 @@ def today(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         return fit(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sb, "fit", failing)
+        patch.setattr("sipp_bench.bench.measuring.fit", failing)
         patch.setattr(Target, "training_recipe", lambda _: Recipe(epochs=1, batch_size=50, learning_rate=0.05))
-        patch.setattr(sb, "sample_size", lambda *_, **__: 1000)  # more than the 180 that there are
+        patch.setattr(
+            "sipp_bench.bench.measuring.sample_size", lambda *_, **__: 1000
+        )  # more than the 180 that there are
         for protocol, measures, points in (("one-shot", MEASURES, "8"), ("lottery", "", '"sample-size"')):
             text = SUITE.format(protocol=protocol, measures=measures, points=points)
             suite = parse_suite(text, f"{protocol}.toml")

@@ -122,9 +122,9 @@ def test_a_wrong_checkpoint_is_refused_in_our_own_words(tmp_path: Path, content:
 def test_snip_says_what_stands_for_labels(
     tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(5, 6)))
-    arguments = ["prune", "--model", "tests.test_cli:tiny_network", "--keep", "0.5", "--method", method, "--points"]
+    arguments = ["prune", "--model", "tests.cli.test_cli:tiny_network", "--keep", "0.5", "--method", method, "--points"]
     with pytest.raises(SystemExit) as caught:
         main([*arguments, str(tmp_path / "x.npy"), "-o", str(tmp_path / "out.pt")])
     assert (caught.value.code or 0) == 0

@@ -97,11 +97,15 @@ class Unknown(methods.Method):
     """Another one, that shares nothing with the library's but its guarantee."""
 
     name = "unknown"
-    samples = True
+    budget = "expected"
     factor = 1.0
 
-    def observe(self, *given: Any) -> Any:
-        return SippRand().observe(*given)
+    @property
+    def needs(self) -> Any:
+        return SippRand().needs
+
+    def observe(self, look: Any) -> Any:
+        return SippRand().observe(look)
 
     def select(self, *given: Any) -> Selection:
         found = SippRand().select(*given)
@@ -123,7 +127,7 @@ class UnknownTooLarge(Unknown):
     ],
 )
 def test_methods_of_third_parties(cls: Any, verdict: Verdict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(methods._REGISTRY, cls.name, cls)
+    monkeypatch.setitem(methods._REGISTRY.classes, cls.name, cls)
     assert check(network(), method=cls.name) is verdict
     if verdict is Verdict.FALSIFIED:
         with pytest.raises(AssertionError, match="own_draws"):

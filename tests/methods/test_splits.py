@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import sipp_bench as sb
-from sipp_bench.allocation import allocate_whole
 from sipp_bench.bounds import bernstein_epsilon
+from sipp_bench.methods.allocation import allocate_whole
 from sipp_bench.methods.sipp import Plan
 from sipp_bench.methods.splits import better_split, split_for_draws, split_for_dropping
 

@@ -26,7 +26,7 @@ from sipp_bench.machine.system import describe_system
 from sipp_bench.store.records import to_json
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests" / "cli"), str(ROOT / "tests")]
 
 
 def tests() -> dict[str, Any]:

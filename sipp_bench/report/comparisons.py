@@ -99,4 +99,10 @@ def _judged(rows: list[dict[str, Any]]) -> pd.DataFrame:
         row["tests"] = len(tested)
         found = row.pop("_paired")
         row["verdict"] = verdict(found, row["p_adjusted"], row.pop("chance")) if found.n else None
-    return pd.DataFrame(rows, columns=list(rows[0]) if rows else [*TARGET, "verdict"])
+    if not rows:
+        return pd.DataFrame(columns=[*TARGET, "verdict"])
+    # Where nothing was compared a name is None, which pandas makes NaN of in a column of text.
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    return pd.DataFrame(
+        {name: pd.Series(values, dtype=object if None in values else None) for name, values in columns.items()}
+    )

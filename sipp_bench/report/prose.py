@@ -92,7 +92,7 @@ def _compared(target: Target, headlines: pd.DataFrame, details: pd.DataFrame) ->
     if details.empty:
         return f"{opening} nothing was pruned."
     row = headlines.to_dict("records")[0]
-    if row["verdict"] is None:
+    if pd.isna(row["verdict"]):
         return f"{opening} no SiPP and magnitude pruning of one seed at the same keep ratios to compare."
     over = f"over the mean of {counted(row['keeps'], 'keep ratio')} {row['sipp']}"
     where = f"{row['magnitude']}: {points(row['difference'])} points of test accuracy"

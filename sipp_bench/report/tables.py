@@ -170,7 +170,7 @@ def tests_over(rows: pd.DataFrame) -> str:
 
 
 def _compared(row: Mapping[Any, Any]) -> list[str]:
-    if row["verdict"] is None:
+    if pd.isna(row["verdict"]):
         return [NOTHING] * 5
     p = number(row["p_adjusted"], "{:.2g}")
     return [row["verdict"], points(row["difference"]), interval(row), str(row["n"]), p]

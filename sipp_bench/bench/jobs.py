@@ -129,10 +129,9 @@ def distribute(executor: Executor, work: Work, cells: Sequence[Cell], store: Sto
     running: dict[Future[Outbox], tuple[list[Cell], bool]] = {}
     lost: list[Cell] = []
     reason: BaseException | None = None
+    abandoned = False
     try:
-        while waiting or running:
-            if isinstance(reason, CancelledError):
-                break
+        while (waiting or running) and not abandoned:
             while waiting and len(running) < in_flight:
                 job = waiting.popleft()
                 running[_submitted(executor, work, *job)] = job
@@ -143,15 +142,11 @@ def distribute(executor: Executor, work: Work, cells: Sequence[Cell], store: Sto
                     outbox = future.result()
                 except SippBenchError:
                     raise
-                except CancelledError as error:
-                    # Not by us: the executor has given up its jobs, as Dask's does without its scheduler.
-                    lost += [cell for cells, _ in [(group, True), *running.values(), *waiting] for cell in cells]
-                    reason = error
-                    waiting.clear()
-                    break
-                except Exception as error:
+                except (Exception, CancelledError) as error:
                     lost += group
                     reason = error
+                    # Not cancelled by us: the executor has given up its jobs, as Dask's does without its scheduler.
+                    abandoned = abandoned or isinstance(error, CancelledError)
                     continue
                 outbox.deliver(store, bar)
                 if only_prepared and not outbox.cells:  # where preparing fails, all of them are there as failed
@@ -162,8 +157,9 @@ def distribute(executor: Executor, work: Work, cells: Sequence[Cell], store: Sto
         for future in running:
             future.cancel()
     if reason is not None:
+        lost += [cell for group, _ in [*running.values(), *waiting] for cell in group]
         why = f"since their worker was lost: {_sentence(reason)}"
-        if isinstance(reason, CancelledError):
+        if abandoned:
             why = "since the scheduler of the workers ended, or cannot be reached any more."
         raise WorkerError(
             f"{len(lost)} cells were not measured, the first {lost[0].id}, {why} Everything else is in the run folder; "

@@ -16,6 +16,8 @@ from sipp_bench.store.tables import LISTS
 
 TARGET = ["run", "network", "data"]
 METHOD = ["method_name", "method"]
+_NEEDED = ("method_name", "accuracy", "weights", "kept", "achieved_keep")
+"""Of a finished cell: runs of every version have these."""
 CELL_KEYS = [*TARGET, "seed", *METHOD, "keep"]
 
 
@@ -135,13 +137,18 @@ class Target:
 def collect(runs: Mapping[str, RunLike]) -> Collected:
     """Concatenate the runs' tables, with a `run` column first.
 
-    Raises StoreError when there is no run or a run holds no cells: a report of nothing would look like one.
+    Raises StoreError when there is no run, or a run holds no cells or a finished one without a result: a report of
+    nothing would look like one.
     """
     if not runs:
         raise StoreError("There is no run to report on. Give at least one run folder.")
     for label, run in runs.items():
         if run.cells.empty:
             raise StoreError(f"The run {label} holds no finished cells. Run its suite first, then report on it.")
+        done = run.cells[run.cells["status"] == "done"]
+        for key in _NEEDED:
+            for cell in done["id"][done[key].isna()]:
+                raise StoreError(f"The cell {cell} of the run {label} has no {key}. Delete its files and run it again.")
     merged = merge(fill_dense_validation(_derived(_stacked({label: run.cells for label, run in runs.items()}))))
     keys = merged.cells[["run", "id", *[key for key in CELL_KEYS if key != "run"]]]
 

@@ -139,7 +139,7 @@ def test_a_lock_that_is_no_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["method_name", "accuracy", "weights", "kept", "achieved_keep"])
 def test_a_finished_cell_without_its_result_is_no_report(tmp_path: Path, key: str) -> None:
-    run = Path(shutil.copytree(Path(__file__).parent / "fixtures" / "runs" / "62a8637", tmp_path / "run"))
+    run = Path(shutil.copytree(Path(__file__).parents[1] / "fixtures" / "runs" / "62a8637", tmp_path / "run"))
     file = min(file for file in run.glob("cells/*.json") if not file.name.endswith(".timing.json"))
     content = {name: value for name, value in json.loads(file.read_text()).items() if name not in (SEAL, key)}
     file.write_text(sealed_json(content))

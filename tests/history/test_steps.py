@@ -58,7 +58,7 @@ def test_flat_noise_is_marked_as_rarely_as_stated(shape: str, runs: int) -> None
     """150 pages of 40 series, 200 with flips, without a step: an exact binomial test of "rate <= alpha" at 1e-3
     does not reject.
 
-    It rejects from 7 marked pages on, which a rate of 8 % has with probability 0.98. A t-test with p = 0 where there
+    It rejects from 7 marked pages on, which a rate of 8 % has with probability 0.96. A t-test with p = 0 where there
     is no spread marked 57 of 150 pages of twelve runs with a flip in every fifth.
     """
     marked = marked_pages(SHAPES[shape], runs, 150, series=200 if "flip" in shape else 40)
@@ -75,7 +75,7 @@ def test_noise_that_lasts_over_several_runs_is_beyond_the_test_as_the_page_says(
 def test_a_planted_step_is_found_at_its_place(place: int) -> None:
     """One of 50 series of 14 runs has a step of 8 standard deviations, in 20 pages: marked within a run of its place.
 
-    Fewer than 18 of 20 has a chance of 6e-4 at a rate of 0.99; 300 of 300 were seen.
+    Fewer than 18 of 20 has a chance of 1e-3 at a rate of 0.99; 299 of 300 other pages were seen.
     """
     generator = np.random.default_rng(7)
     hits = 0
@@ -87,14 +87,17 @@ def test_a_planted_step_is_found_at_its_place(place: int) -> None:
 
 
 def test_a_step_of_some_images_is_found_among_rare_flips() -> None:
-    """20 pages of 50 series of 20 runs with flips of one image: 6 images less from run 10 on, in one series."""
+    """20 pages of 50 series of 20 runs with flips of one image: 6 images less from run 10 on, in one series.
+
+    Marked there and nowhere else in 90 of 100 other pages; fewer than 14 of 20 has a chance of 2e-3 at that rate.
+    """
     generator = np.random.default_rng(8)
     hits = 0
     for _ in range(20):
         page = flips(generator, (50, 20), 0.05)
         page[3, 10:] -= 6 / 360
         hits += [(step.series, step.place) for step in find_steps(list(page))] == [(3, 10)]
-    assert hits >= 18, hits
+    assert hits >= 14, hits
 
 
 def test_p_values_are_those_of_all_orders() -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sipp_bench.compare import benchmarks, runs
+from sipp_bench.compare import baseline, benchmarks, runs
 from sipp_bench.compare.findings import Comparison, Finding
 from sipp_bench.errors import OptionError, StoreError
 
@@ -17,6 +17,11 @@ def compare(base: Path | str, new: Path | str) -> Comparison:
     """
     base, new = Path(base), Path(new)
     for path in (base, new):
+        if not path.exists() and (aside := baseline.set_aside(path)).exists():
+            raise StoreError(
+                f"There is no {path}: an update of this baseline was killed while it replaced it. The old one is "
+                f"{aside}: run sipp-bench baseline again, which puts it back first, or rename it."
+            )
         if not path.exists():
             raise StoreError(f"There is no {path}. Give a run folder, or a JSON file that pytest-benchmark wrote.")
     timed = [path.is_file() or (not (path / "run.json").exists() and any(path.glob("*.json"))) for path in (base, new)]

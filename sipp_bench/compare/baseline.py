@@ -16,7 +16,9 @@ HISTORY = "history.json"
 def update(run: Path | str, output: Path | str, reason: str) -> Path:
     """Make the folder `output` the baseline that `run` is, and add {date, commit, dirty, reason} to its history.
 
-    Arrays are left out: nothing compares them. The folder is replaced as a whole, after the new one is complete.
+    Arrays are left out: nothing compares them. The folder is replaced as a whole, after the new one is complete: a
+    folder with files in it cannot be renamed over, so that the old one steps aside first. Where that is how an earlier
+    update ended, killed, the old baseline is put back before anything else.
     Raises OptionError for an empty reason; StoreError for a run with failed or missing cells, and for a folder that is
     neither new nor a baseline.
     """
@@ -29,6 +31,12 @@ def update(run: Path | str, output: Path | str, reason: str) -> Path:
     if failed or missing or loaded.cells.empty:
         problem = f"{len(failed)} failed and {len(missing)} missing cells, the first {[*failed, *missing, '-'][0]}"
         raise StoreError(f"{loaded.path} is no baseline: it has {problem}. Run its suite again.")
+    aside = set_aside(output)
+    if aside.exists():
+        if output.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(output)
     history = _history(output)
     system = (loaded.meta["resumed"] or [loaded.meta])[-1]
     entry = {"date": datetime.now(UTC).date().isoformat(), "commit": system.get("commit"), "dirty": system.get("dirty")}
@@ -44,14 +52,16 @@ def update(run: Path | str, output: Path | str, reason: str) -> Path:
         write_atomically(fresh / "cells" / f"{cell}.timing.json", sealed_json(timing))
     write_atomically(fresh / HISTORY, json.dumps(history, indent=1, ensure_ascii=False) + "\n")
     if output.exists():
-        old = output.with_name(f".{output.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        output.rename(old)
-        fresh.rename(output)
-        shutil.rmtree(old)
-    else:
-        fresh.rename(output)
+        output.rename(aside)
+    fresh.rename(output)
+    if aside.exists():
+        shutil.rmtree(aside)
     return output
+
+
+def set_aside(output: Path) -> Path:
+    """Where an update keeps the old baseline between its two renames."""
+    return output.with_name(f".{output.name}.old")
 
 
 def _history(output: Path) -> list[dict[str, object]]:

@@ -3,6 +3,10 @@
 What is deterministic must not change: where a cell's checkpoint is the same, the pruned weights, the counts and the
 verdicts must be equal, and the bounds equal up to rounding (`epsilon_tolerance`). Any change is a regression, since no
 program can say that it is meant: one that is meant goes into a new baseline, with the reason.
+
+On another kind of processor sums are taken in another order. A network that is trained there has other weights, so that
+accuracies decide, by seed. One and the same checkpoint has sensitivities that differ in their last digits, by which a
+draw or a close call can fall otherwise: a change that rounding alone can be is undecided, any other a regression.
 """
 
 import math
@@ -15,7 +19,8 @@ from typing import Any
 import pandas as pd
 
 from sipp_bench.compare.accuracy import compare_accuracies, rows
-from sipp_bench.compare.findings import Comparison, Finding, nothing, sort
+from sipp_bench.compare.findings import Comparison, Finding, Kind, nothing, sort
+from sipp_bench.compare.kinds import machines, other_kind
 from sipp_bench.compare.timings import (
     LOST_REFERENCE,
     NOT_IN_TURNS,
@@ -29,7 +34,9 @@ from sipp_bench.compare.timings import (
 from sipp_bench.store.folder import Run, load_run
 from sipp_bench.store.records import read_json
 
-_EXACT = ("requested", "kept", "weights", "multiply_adds", "mask_sha256")
+_COUNTED = ("requested", "weights")
+_CHOSEN = ("kept", "multiply_adds", "mask_sha256")
+"""What follows from which weights were kept."""
 _SETTINGS = ("method_name", "num_points", "delta")
 _Samples = dict[tuple[Any, ...], float]
 """Of one timing in one run: by seed, or seed and keep ratio."""
@@ -59,7 +66,10 @@ def compare(base_path: Path, new_path: Path) -> Comparison:
         *compare_accuracies(base, new, alike),
         *judge(_timings(sides, alike)),
     ]
-    return Comparison(str(base_path), str(new_path), "cell", sort(findings), _notes(base, new))
+    # Where no network is the same, cells cannot decide anything.
+    decided = any(finding.kind == "cell" and finding.status in ("same", "better") for finding in findings)
+    subject: Kind = "cell" if decided or other_kind(base, new) is None else "accuracy"
+    return Comparison(str(base_path), str(new_path), subject, sort(findings), _notes(base, new))
 
 
 def _folders(path: Path) -> list[Path]:
@@ -94,6 +104,7 @@ def epsilon_tolerance(a: float, b: float, fan_in: int) -> float:
 def _cells(base: Run, new: Run, unlike: Mapping[str, str]) -> list[Finding]:
     """One finding a cell, those of NEW alone last; `unlike`: reasons of those that are not of one experiment."""
     befores, afters = _by_id(base.cells), _by_id(new.cells)
+    elsewhere = other_kind(base, new)
     layers, checks = [_grouped(run.layers) for run in (base, new)], [_grouped(run.checks) for run in (base, new)]
     findings = []
     for cell, before in befores.items():
@@ -106,17 +117,33 @@ def _cells(base: Run, new: Run, unlike: Mapping[str, str]) -> list[Finding]:
             findings.append(Finding("cell", cell, "not comparable", unlike[cell]))
         elif before["checkpoint_sha256"] != after["checkpoint_sha256"]:
             reason = "The checkpoints differ: the networks that were pruned are not the same."
+            if elsewhere is not None:
+                reason = f"{elsewhere}: the checkpoints differ, as expected."
             findings.append(Finding("cell", cell, "not comparable", reason))
         else:
-            changes = [
-                *(f"{k} {_short(before[k])} -> {_short(after[k])}" for k in _EXACT if _unlike(before[k], after[k])),
+            counted, chosen = _layers(layers[0].get(cell, []), layers[1].get(cell, []), checks[0].get(cell, []))
+            counted = [
+                *_differing(_COUNTED, before, after),
                 *_verdicts(checks[0].get(cell, []), checks[1].get(cell, [])),
-                *_layers(layers[0].get(cell, []), layers[1].get(cell, []), checks[0].get(cell, [])),
+                *counted,
             ]
-            message = "Changed: " + "; ".join(changes) + "." if changes else "Equal."
-            findings.append(Finding("cell", cell, "regression" if changes else "same", message))
+            findings.append(_same_network(cell, counted, [*_differing(_CHOSEN, before, after), *chosen], elsewhere))
     extra = [cell for cell in afters if cell not in befores]
     return findings + [Finding("cell", cell, "not comparable", "Not in BASE.") for cell in extra]
+
+
+def _differing(keys: Sequence[str], before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    return [f"{key} {_short(before[key])} -> {_short(after[key])}" for key in keys if _unlike(before[key], after[key])]
+
+
+def _same_network(cell: str, counted: Sequence[str], chosen: Sequence[str], elsewhere: str | None) -> Finding:
+    """chosen: changes that rounding can bring about where it is another's; counted: those that it cannot."""
+    changes = "; ".join([*counted, *chosen])
+    if not changes:
+        return Finding("cell", cell, "same", "Equal.")
+    if elsewhere is None or counted:
+        return Finding("cell", cell, "regression", f"Changed: {changes}.")
+    return Finding("cell", cell, "undecided", f"{elsewhere}: rounding alone can do that. Changed: {changes}.")
 
 
 def _failed(cell: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Finding:
@@ -156,22 +183,22 @@ def _verdicts(before: Iterable[Mapping[str, Any]], after: Iterable[Mapping[str, 
 
 def _layers(
     before: Iterable[Mapping[str, Any]], after: Iterable[Mapping[str, Any]], checks: Iterable[Mapping[str, Any]]
-) -> list[str]:
+) -> tuple[list[str], list[str]]:
+    """What has changed that no rounding can change, and what it can."""
     blocks = {row["layer"]: int(row["blocks"]) for row in checks}
     was, now = ({row["layer"]: row for row in found} for found in (before, after))
-    changes = [f"layer {name} is in one run only" for name in was.keys() ^ now.keys()]
+    counted, chosen = [f"layer {name} is in one run only" for name in was.keys() ^ now.keys()], []
     for name in was.keys() & now.keys():
         old, recent = was[name], now[name]
-        changes += [
-            f"{name} {key} {old[key]} -> {recent[key]}" for key in ("requested", "kept") if old[key] != recent[key]
-        ]
+        counted += [f"{name} {text}" for text in _differing(("requested",), old, recent)]
+        chosen += [f"{name} {text}" for text in _differing(("kept",), old, recent)]
         # Two blocks a neuron. Without checks the number of neurons is not recorded: the whole weight is an upper bound.
         fan_in = int(old["weights"]) * 2 // max(1, blocks.get(name, 2))
         for key in ("epsilon_max", "epsilon_mean"):
             a, b = float(old[key]), float(recent[key])
             if not (a == b or (math.isnan(a) and math.isnan(b)) or abs(a - b) <= epsilon_tolerance(a, b, fan_in)):
-                changes.append(f"{name} {key} {a:.6g} -> {b:.6g}")
-    return sorted(changes)
+                chosen.append(f"{name} {key} {a:.6g} -> {b:.6g}")
+    return sorted(counted), sorted(chosen)
 
 
 def _timings(sides: Sequence[Sequence[Run]], common: set[str]) -> list[Timing]:
@@ -183,8 +210,8 @@ def _timings(sides: Sequence[Sequence[Run]], common: set[str]) -> list[Timing]:
     beside = [all(_has_reference(run, common) for run in runs) for runs in sides]
     found = [[_samples(run, common, ratios=all(beside)) for run in runs] for runs in sides]
     several = min(map(len, sides)) > 1
-    machines = [_machines(run) for runs in sides for run in runs]
-    same_machine = all(each == machines[0] for each in machines) and len(machines[0]) == 1
+    found_on = [machines(run) for runs in sides for run in runs]
+    same_machine = all(each == found_on[0] for each in found_on) and len(found_on[0]) == 1
     in_turns = took_turns(*([as_moment(run.meta.get("started")) for run in runs] for runs in sides))
     doubt = None if all(beside) or (several and in_turns) else NOT_IN_TURNS if several else ONE_RUN
     lost = LOST_REFERENCE if beside[0] and not beside[1] else None
@@ -237,18 +264,11 @@ def _samples(run: Run, common: set[str], ratios: bool) -> dict[str, _Samples]:
     return found
 
 
-def _machines(run: Run) -> list[Any]:
-    """The machines of a run, each once; a resumed one may have several, and so may one with workers elsewhere."""
-    machines: list[Any] = []
-    for system in (run.meta, *run.meta["resumed"]):
-        if system.get("machine") not in machines:
-            machines.append(system.get("machine"))
-    return machines + list((run.meta.get("workers") or {}).values())
-
-
 def _notes(base: Run, new: Run) -> tuple[str, ...]:
     notes = []
-    if _machines(base) != _machines(new):
+    if (elsewhere := other_kind(base, new)) is not None:
+        notes.append(f"{elsewhere}: networks that are trained there differ. Accuracies are compared by seed.")
+    if machines(base) != machines(new):
         notes.append("The machines differ: seconds are not compared.")
     was, now = ((run.meta["resumed"] or [run.meta])[-1].get("versions") or {} for run in (base, new))
     notes += [f"{name} {was.get(name)} -> {now.get(name)}" for name in {**was, **now} if was.get(name) != now.get(name)]

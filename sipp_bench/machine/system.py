@@ -34,6 +34,7 @@ def _machine() -> dict[str, Any]:
     return {
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _cpu_model(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "memory_bytes": _memory_bytes(),
         "torch_threads": torch.get_num_threads(),

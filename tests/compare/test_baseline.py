@@ -55,6 +55,50 @@ def test_an_update_replaces_the_cells_and_adds_to_the_history(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "small"], "nothing is left behind"
 
 
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches a kill."""
+
+
+def test_an_update_that_is_killed_at_any_rename_loses_neither_the_baseline_nor_its_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before and after each rename of a folder, until an update gets through; then once more, undisturbed."""
+    run, folder = write_run(tmp_path / "run"), tmp_path / "baselines" / "small"
+    baseline.update(run, folder, "first")
+    reasons, rename, rmtree = ["first"], Path.rename, baseline.shutil.rmtree
+    for fatal in range(1, 20):
+        steps = 0
+
+        def dies(act: Any, *arguments: Any, fatal: int = fatal, **options: Any) -> Any:
+            nonlocal steps
+            steps += 2
+            if steps - 1 == fatal:
+                raise Killed
+            result = act(*arguments, **options)
+            if steps == fatal:
+                raise Killed
+            return result
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "rename", lambda *arguments: dies(rename, *arguments))
+            patched.setattr(baseline.shutil, "rmtree", lambda *arguments, **more: dies(rmtree, *arguments, **more))
+            try:
+                baseline.update(run, folder, f"killed {fatal}")
+            except Killed:
+                if not folder.exists():
+                    with pytest.raises(StoreError, match="run sipp-bench baseline again"):
+                        compare(folder, run)
+            else:
+                break
+        said = baseline.update(run, folder, f"after {fatal}")
+        history = [entry["reason"] for entry in json.loads((said / "history.json").read_text())]
+        assert history in ([*reasons, f"after {fatal}"], [*reasons, f"killed {fatal}", f"after {fatal}"]), history
+        assert [path.name for path in folder.parent.iterdir()] == ["small"], "nothing is left behind"
+        assert compare(folder, run).exit_code == 0
+        reasons = history
+    assert fatal > 6, "kills at several steps were tried"
+
+
 def test_what_is_no_baseline_is_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     with pytest.raises(OptionError, match="needs a reason"):

@@ -175,7 +175,7 @@ def test_cells_that_failed_before(base: Path, new: Path) -> None:
 
 
 def test_times_of_other_machines_compare_as_ratios_only(base: Path, tmp_path: Path) -> None:
-    other = write_run(tmp_path / "other", META | {"machine": {"cpu": "another"}, "versions": {"torch": "2"}})
+    other = write_run(tmp_path / "other", META | {"machine": {"cpu": "one", "cores": 4}, "versions": {"torch": "2"}})
     # A machine that is three times as slow is the same by ratios.
     edit(other, lambda timing: timing.update({k: 3 * v for k, v in timing.items()}), CELLS, "timing.json")
     comparison = compare(base, other)

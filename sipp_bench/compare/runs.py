@@ -143,7 +143,9 @@ def _same_network(cell: str, counted: Sequence[str], chosen: Sequence[str], else
         return Finding("cell", cell, "same", "Equal.")
     if elsewhere is None or counted:
         return Finding("cell", cell, "regression", f"Changed: {changes}.")
-    return Finding("cell", cell, "undecided", f"{elsewhere}: rounding alone can do that. Changed: {changes}.")
+    # Without the values, so that cells in which the same has changed are one line of the output.
+    what = ", ".join(change.rpartition(" -> ")[0].rpartition(" ")[0] for change in chosen)
+    return Finding("cell", cell, "undecided", f"{elsewhere}: rounding alone can change {what}.")
 
 
 def _failed(cell: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Finding:

@@ -1,6 +1,7 @@
 """Runs on two kinds of processor: other checkpoints are expected, equal ones may differ by rounding alone."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_equal_checkpoints_may_differ_by_rounding_elsewhere_and_not_here(
 ) -> None:
     edit(new, change)
     comparison = compare(base, new)
-    assert "Another kind of processor (" in only(comparison, "undecided")
+    assert re.search(r"\): rounding alone can change [\w. ,]+\.$", only(comparison, "undecided"))
     assert (comparison.subject, comparison.exit_code) == ("cell", 0), "the other cells are equal"
     here = write_run(tmp_path / "here", META | {"machine": HERE | {"cores": 64}})
     edit(here, change)
@@ -155,7 +156,10 @@ def test_the_published_figures_are_those_of_their_accuracies() -> None:
     published = Path(__file__).parents[2] / "reports" / "baselines" / "processors.json"
     pairs = json.loads(published.read_bytes())["pairs"]
     for pair in pairs:
-        assert json.loads(json.dumps(summarise(pair))) == pytest.approx(pair["summary"], abs=0), pair["base"]["run"]
+        found = summarise(pair)
+        assert found.keys() == pair["summary"].keys()
+        for name, figure in pair["summary"].items():
+            assert found[name] == pytest.approx(figure), (pair["base"]["run"], name)
     quick = pairs[0]
     assert quick["base"]["machine"]["cpu"] != quick["new"]["machine"]["cpu"]
     assert (quick["summary"]["cells"], quick["summary"]["cells_with_the_same_checkpoint"]) == (630, 0)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sipp_bench.store import Run
+from sipp_bench.store.folder import Run
 
 
 def machines(run: Run) -> list[Any]:

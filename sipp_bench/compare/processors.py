@@ -25,8 +25,8 @@ import pandas as pd
 from sipp_bench.compare.findings import ALPHA, holm
 from sipp_bench.compare.paired import p_value
 from sipp_bench.errors import OptionError, StoreError
-from sipp_bench.files import read_regular, write_atomically
-from sipp_bench.store import load_run
+from sipp_bench.machine.files import read_regular, write_atomically
+from sipp_bench.store.folder import load_run
 
 GOOD = 0.02
 """A pruned network within so much of the dense one counts as good: what a reader would use."""

@@ -1,4 +1,4 @@
-"""What the gate must see and what must not move it: each of these stands against a bug that passed the other tests."""
+"""What the gate must see and what must not move it, each the only thing that differs."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from sipp_bench.compare import compare
 from sipp_bench.compare.timings import took_turns
-from sipp_bench.records import read_json, sealed_json
+from sipp_bench.store.records import read_json, sealed_json
 from tests.compare.test_runs import CELLS, Change, edit, lose, only, write_run
 
 

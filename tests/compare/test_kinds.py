@@ -10,7 +10,7 @@ import pytest
 from sipp_bench.compare import Comparison, compare
 from sipp_bench.compare.processors import read_pair, summarise
 from sipp_bench.errors import OptionError
-from sipp_bench.records import read_json, sealed_json
+from sipp_bench.store.records import read_json, sealed_json
 from tests.compare.test_runs import CELLS, MACHINE, META, Change, edit, lose, only, write_run
 
 ELSEWHERE = {

@@ -109,11 +109,11 @@ class BlockError(Quantity):
         return BlockMeter(pruned, limit, self.per_patch)
 
     def limit(self, epsilon: Tensor, drawn: Tensor, weight: Tensor) -> Tensor:
-        return self.room(epsilon, drawn, weight[0].numel(), weight.dtype)
+        return epsilon + self.room(epsilon, drawn, weight[0].numel(), weight.dtype)
 
     @staticmethod
     def room(epsilon: Tensor, drawn: Tensor, n: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """epsilon times the rounding of the sensitivities behind it, and that of r itself, measured in float64.
+        """What rounding may add to epsilon: that of the sensitivities behind it, and of r itself, measured in float64.
 
         n: weights of a neuron. A drawn weight is stored in the network's own `dtype`, bfloat16 say, which moves Zhat by
         up to a unit roundoff of it, relative to Zhat <= (1 + epsilon) Z; one that is kept or dropped is stored exactly.
@@ -122,7 +122,7 @@ class BlockError(Quantity):
         stored = unit(dtype) * drawn.double()
         finite = epsilon.clamp(max=torch.finfo(torch.float64).max / 4)
         return (
-            epsilon * (1 + sensitivity_rounding(n, kind))
+            finite * sensitivity_rounding(n, kind)
             + (1 + finite) * (stored + error_rounding(n))
             + n * sensitivity_underflow(kind)
         )

@@ -93,6 +93,12 @@ def map_inputs(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     return tuple(function(tensor) for tensor in inputs)
 
 
+def joined(batches: Sequence[Inputs]) -> Inputs:
+    """Batches of one form as a single one, rows after rows. Raises torch's RuntimeError where their shapes differ."""
+    columns = iter([torch.cat(column) for column in zip(*map(tensors_of, batches), strict=True)])
+    return map_inputs(lambda _: next(columns), batches[0])
+
+
 def batch_length(inputs: Inputs) -> int:
     """Number of points in one batch."""
     first = tensors_of(inputs)[0]

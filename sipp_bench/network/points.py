@@ -18,7 +18,7 @@ from sipp_bench.network.point_sets import (
     Reader,
     batch_length,
     from_numpy,
-    map_inputs,
+    joined,
     named_entries,
     plain,
     tensors_of,
@@ -64,12 +64,10 @@ def iterate_batches(
 def gather(points: Points, model: nn.Module, batch_size: int = 64) -> Inputs:
     """All points as one batch on the CPU, without labels. Raises PointsError where batches differ in their shapes."""
     batches = [inputs for inputs, _ in iterate_batches(points, batch_size, torch.device("cpu"), model)]
-    columns = list(zip(*(tensors_of(inputs) for inputs in batches), strict=True))
     try:
-        joined = iter([torch.cat(column) for column in columns])
+        return joined(batches)
     except RuntimeError as error:
         raise PointsError(f"The points do not all have the same shape: {error}. Pad them to one length.") from error
-    return map_inputs(lambda _: next(joined), batches[0])
 
 
 def call_model(model: nn.Module, inputs: Inputs) -> Any:

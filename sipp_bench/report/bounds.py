@@ -53,7 +53,7 @@ def _counts(arrays: Mapping[str, Any], weights: int) -> dict[str, int]:
     """Of the blocks of one layer. weights: of the layer, shared equally by its neurons."""
     epsilon = np.asarray(arrays["epsilon"], dtype=np.float64)
     drawn = torch.from_numpy(np.asarray(arrays.get("draws", np.zeros_like(epsilon))) > 0)
-    limit = BlockError.room(torch.from_numpy(epsilon), drawn, weights // len(epsilon)).numpy()
+    limit = epsilon + BlockError.room(torch.from_numpy(epsilon), drawn, weights // len(epsilon)).numpy()
     says = epsilon < 1
     return (
         {"blocks": epsilon.size}

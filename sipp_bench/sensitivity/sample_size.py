@@ -1,17 +1,16 @@
 """The authors' rule for how many points to look at (THEORY section 6)."""
 
 import math
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
 
 from sipp_bench.errors import ModelError, OptionError
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from sipp_bench.network.tracing import Call
+from sipp_bench.network.points import call_model, model_device
+from sipp_bench.network.tracing import Call, tracing
 
 
-def sample_size(model: "nn.Module", delta: float = 1e-16, *, example: "Tensor | None" = None) -> int:
+def sample_size(model: nn.Module, delta: float = 1e-16, *, example: Tensor | None = None) -> int:
     """|S| = ceil(3 ln(8 eta eta* / delta)).
 
     eta: output activations of all prunable layers for one point; eta*: those of the widest. example: one point with
@@ -23,15 +22,9 @@ def sample_size(model: "nn.Module", delta: float = 1e-16, *, example: "Tensor | 
     if example is None:
         sizes = _linear_sizes(model)
     else:
-        # Here, since the package imports this module for its function of the same name, and is to come without torch.
-        import torch
-
-        from sipp_bench.network.points import call_model, model_device
-        from sipp_bench.network.tracing import tracing
-
         sizes = []
 
-        def observe(call: "Call", output: "Tensor") -> None:
+        def observe(call: Call, output: Tensor) -> None:
             sizes.append(output.numel())
 
         with torch.no_grad(), tracing(model, observe):
@@ -41,9 +34,7 @@ def sample_size(model: "nn.Module", delta: float = 1e-16, *, example: "Tensor | 
     return math.ceil(3 * math.log(8 * sum(sizes) * max(sizes) / delta))
 
 
-def _linear_sizes(model: "nn.Module") -> list[int]:
-    from torch import nn
-
+def _linear_sizes(model: nn.Module) -> list[int]:
     for module in model.modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.MultiheadAttention):
             raise OptionError(

@@ -7,6 +7,7 @@ from hypothesis import given, settings, target
 from hypothesis import strategies as st
 from theory.identities import PROPERTY, assert_holds
 
+from sipp_bench.compression.rounding import error_rounding, sensitivity_rounding, sensitivity_underflow
 from theory_checks.cases import oracle
 from theory_checks.cases.strategies import KINDS, LayerCase, NetworkCase, layer_cases, network_cases
 from theory_checks.claims import (
@@ -16,7 +17,6 @@ from theory_checks.claims import (
     c08_attainment,
 )
 from theory_checks.claims.c02_deterministic_error import block_signs, drop, drop_epsilons
-from theory_checks.evidence.rounding import error_rounding, sensitivity_rounding, sensitivity_underflow
 from theory_checks.subjects.subject import REFERENCE
 
 pytestmark = pytest.mark.identity

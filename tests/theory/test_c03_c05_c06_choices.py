@@ -9,11 +9,11 @@ from hypothesis import given, settings, target
 from hypothesis import strategies as st
 from theory.identities import PROPERTY, assert_holds
 
+from sipp_bench.compression.rounding import gamma
 from theory_checks.claims import c03_top_m, c05_allocation, c06_inversions
 from theory_checks.claims.c05_allocation import Problem
 from theory_checks.claims.c06_inversions import Setting
 from theory_checks.evidence.finding import QUICK
-from theory_checks.evidence.rounding import gamma
 from theory_checks.subjects.subject import REFERENCE
 
 pytestmark = pytest.mark.identity

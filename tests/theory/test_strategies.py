@@ -10,6 +10,7 @@ from hypothesis import given
 from theory.identities import PROPERTY
 from torch import nn
 
+from sipp_bench.compression.rounding import gamma, sensitivity_rounding
 from theory_checks.cases import oracle
 from theory_checks.cases.strategies import (
     INPUTS,
@@ -26,7 +27,6 @@ from theory_checks.cases.strategies import (
     random_layer_cases,
     random_network_case,
 )
-from theory_checks.evidence.rounding import gamma, sensitivity_rounding
 
 pytestmark = pytest.mark.identity
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from sipp_bench import bounds
+from sipp_bench.compression import rounding
 from theory_checks.cases import hard_cases
 from theory_checks.cases.hard_cases import Bound, Instance
-from theory_checks.evidence import drawn, rounding, statistics
+from theory_checks.evidence import drawn, statistics
 from theory_checks.evidence.decided import Decision
 
 CLOSE = 1e-10  # of scipy's sums of terms; the values by hand are exact

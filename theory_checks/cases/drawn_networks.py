@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sipp_bench.network.blocks import by_block
 from sipp_bench.sensitivity.measure import measure_sensitivity
 from theory_checks.evidence.own_draws import OwnDraws, always_kept, laws_of
 
@@ -56,7 +57,7 @@ def draw_network(
     kept = {name: mask.flatten(1) for name, mask in always_kept(prune, weights, seeds).items()}
     if not keeps_some:
         for name, draws in guarantee.draws.items():
-            kept[name] &= torch.where(weights[name].flatten(1) > 0, draws[:, :1], draws[:, 1:]) == 0
+            kept[name] &= by_block(draws == 0, weights[name].flatten(1) > 0)
     own = OwnDraws(laws_of(weights, measure_sensitivity(model, points), guarantee, kept))
     for seed in seeds:
         own.add(prune(seed))

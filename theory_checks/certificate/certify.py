@@ -16,6 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from sipp_bench.errors import ModelError, OptionError, PointsError
 from sipp_bench.network.blocks import full_precision
+from sipp_bench.network.forward import no_look
 from sipp_bench.network.point_sets import Inputs, Points, map_inputs
 from sipp_bench.network.points import call_model, iterate_batches, model_device
 from sipp_bench.network.tracing import tracing
@@ -85,7 +86,7 @@ def _run(dense: nn.Module, x: Inputs, model: nn.Module, inputs: Inputs) -> Any:
     try:
         return call_model(dense, x)
     except PointsError as error:
-        with tracing(model, lambda call, output: None):
+        with tracing(model, no_look):
             call_model(model, inputs)  # raises the same if the points are to blame
         dtype = next(iter(tensor.dtype for tensor in tensors_in(x) if tensor.is_floating_point()), "the other type")
         raise ModelError(

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sipp_bench.compression.rounding import gamma, sensitivity_rounding, sensitivity_underflow
 from sipp_bench.sensitivity.measure import LayerSensitivity
 from theory_checks.cases import oracle
 from theory_checks.cases.strategies import LayerCase, NetworkCase, random_layer_cases, random_network_case
 from theory_checks.evidence.finding import Effort
 from theory_checks.evidence.identity import Comparison, IdentityClaim, close
-from theory_checks.evidence.rounding import gamma, sensitivity_rounding, sensitivity_underflow
 from theory_checks.subjects.subject import Subject
 
 # 16 points of these, with 2 inputs and 2 * 2 sums each, are more than the library takes into one chunk (2^24 numbers),

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sipp_bench.compression.rounding import error_rounding, sensitivity_rounding, sensitivity_underflow
 from theory_checks.cases import oracle
 from theory_checks.cases.strategies import LayerCase, NetworkCase, random_layer_cases, random_network_case
 from theory_checks.evidence.finding import Effort
 from theory_checks.evidence.identity import Comparison, IdentityClaim
-from theory_checks.evidence.rounding import error_rounding, sensitivity_rounding, sensitivity_underflow
 from theory_checks.subjects.subject import Subject
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sipp_bench.compression.rounding import error_rounding, sensitivity_rounding, sensitivity_underflow
 from theory_checks.cases import oracle
 from theory_checks.evidence.finding import Effort
 from theory_checks.evidence.identity import Comparison, IdentityClaim, close
-from theory_checks.evidence.rounding import error_rounding, sensitivity_rounding, sensitivity_underflow
 from theory_checks.subjects.subject import Subject
 
 _WEIGHTS = 12

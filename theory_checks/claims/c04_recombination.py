@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sipp_bench.compression.rounding import error_rounding, gamma
 from theory_checks.cases import oracle
 from theory_checks.cases.strategies import LayerCase, random_layer_cases
 from theory_checks.claims.c02_deterministic_error import block_signs, drop, dropped_sets
 from theory_checks.evidence.finding import Effort
 from theory_checks.evidence.identity import Comparison, IdentityClaim, close
-from theory_checks.evidence.rounding import error_rounding, gamma
 from theory_checks.subjects.subject import Subject
 
 

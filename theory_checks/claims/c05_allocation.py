@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sipp_bench.compression.rounding import gamma, unit
 from theory_checks.evidence.finding import Effort
 from theory_checks.evidence.identity import Comparison, IdentityClaim, close
-from theory_checks.evidence.rounding import gamma, unit
 from theory_checks.subjects.subject import Subject
 
 Array = npt.NDArray[np.float64]

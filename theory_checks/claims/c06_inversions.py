@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sipp_bench.compression.rounding import gamma
 from theory_checks.evidence.finding import Effort
 from theory_checks.evidence.identity import Comparison, IdentityClaim, close
-from theory_checks.evidence.rounding import gamma
 from theory_checks.subjects.subject import Subject
 
 

@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
+from sipp_bench.compression.rounding import error_rounding, gamma, sensitivity_rounding, sensitivity_underflow
 from theory_checks.cases import oracle
 from theory_checks.cases.strategies import LayerCase, random_layer_cases
 from theory_checks.claims.c02_deterministic_error import block_signs, drop, drop_epsilons, dropped_sets
 from theory_checks.evidence.finding import Effort
 from theory_checks.evidence.identity import Comparison, IdentityClaim, close
-from theory_checks.evidence.rounding import error_rounding, gamma, sensitivity_rounding, sensitivity_underflow
 from theory_checks.subjects.subject import Subject
 
 

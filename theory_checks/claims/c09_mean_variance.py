@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from scipy import stats
 
+from sipp_bench.compression import rounding
 from sipp_bench.machine.seeds import derived_seed
 from theory_checks.cases import drawn_networks, hard_cases
 from theory_checks.cases.hard_cases import Array, Block
-from theory_checks.evidence import drawn, rounding, statistics
+from theory_checks.evidence import drawn, statistics
 from theory_checks.evidence.decided import DecidedClaim, Decision, Outcome
 from theory_checks.evidence.drawn import Counts
 from theory_checks.evidence.finding import Effort, Kind

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sipp_bench.compression import rounding
 from theory_checks.cases import hard_cases, oracle
 from theory_checks.cases.hard_cases import Array, Instance
-from theory_checks.evidence import drawn, rounding, statistics
+from theory_checks.evidence import drawn, statistics
 from theory_checks.evidence.decided import BETA, Decision, Outcome
 from theory_checks.evidence.finding import Effort, Kind
 from theory_checks.subjects.subject import Subject

@@ -4,8 +4,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from sipp_bench.compression import rounding
 from theory_checks.cases.hard_cases import Array, Block
-from theory_checks.evidence import drawn, rounding
+from theory_checks.evidence import drawn
 from theory_checks.evidence.decided import Outcome
 from theory_checks.evidence.finding import Effort, Kind
 from theory_checks.subjects.subject import Subject

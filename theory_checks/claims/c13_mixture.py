@@ -7,10 +7,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sipp_bench.compression import rounding
 from sipp_bench.machine.seeds import derived_seed
 from theory_checks.cases import drawn_networks, hard_cases
 from theory_checks.cases.hard_cases import Array, Block, Instance
-from theory_checks.evidence import drawn, rounding, statistics
+from theory_checks.evidence import drawn, statistics
 from theory_checks.evidence.decided import Decision, Outcome, trials_for
 from theory_checks.evidence.finding import Effort, Kind
 from theory_checks.subjects.subject import Subject

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from theory_checks.evidence import rounding
+from sipp_bench.compression import rounding
 from theory_checks.evidence.decided import DecidedClaim, Decision, Outcome, trials_for
 from theory_checks.evidence.finding import Effort, Kind, Verdict
 from theory_checks.subjects.subject import Subject

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sipp_bench.compression import rounding
 from theory_checks.cases import families
 from theory_checks.cases.families import KERNEL
-from theory_checks.evidence import rounding
 from theory_checks.evidence.decided import DecidedClaim, Decision, Outcome, trials_for
 from theory_checks.evidence.finding import Effort, Kind
 from theory_checks.subjects.subject import Subject

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sipp_bench.compression.rounding import gamma
 from theory_checks.cases import oracle
 from theory_checks.certificate.composition import cancellation
 from theory_checks.claims.c07_network_certificate import PrunedCase
 from theory_checks.evidence.finding import Effort, Finding, Kind, Verdict
 from theory_checks.evidence.identity import Comparison, IdentityClaim
-from theory_checks.evidence.rounding import gamma
 from theory_checks.subjects.subject import Subject
 
 

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from sipp_bench.compression import rounding
 from sipp_bench.machine.seeds import derived_seed
 from theory_checks.cases import hard_cases
 from theory_checks.cases.hard_cases import Block, Bound, Instance
-from theory_checks.evidence import rounding
 from theory_checks.evidence.decided import DecidedClaim, Decision, Outcome
 from theory_checks.evidence.finding import Effort, Finding, Verdict
 

@@ -20,8 +20,8 @@ from scipy import stats
 from torch import Tensor
 
 from sipp_bench.compression.guarantee import Guarantee
+from sipp_bench.compression.rounding import gamma, sensitivity_rounding
 from sipp_bench.sensitivity.measure import Sensitivity
-from theory_checks.evidence.rounding import gamma, sensitivity_rounding
 
 # Blocks of a layer that are compared with those of another one.
 _COMPARED = 16

@@ -12,10 +12,11 @@ import torch
 from scipy import optimize, special
 from torch import Tensor, nn
 
+from sipp_bench.compression import rounding
 from sipp_bench.errors import PointsError
 from sipp_bench.network.points import Points
 from sipp_bench.sensitivity.measure import Sensitivity
-from theory_checks.evidence import rounding, statistics
+from theory_checks.evidence import statistics
 from theory_checks.evidence.statistics import Interval
 from theory_checks.evidence.wording import percent_up
 from theory_checks.on_network.capture import BATCH

@@ -16,13 +16,13 @@ from sipp_bench.compression.quantities import BlockError
 from sipp_bench.errors import OptionError
 from sipp_bench.methods import Fitted
 from sipp_bench.network.blocks import block_sums
+from sipp_bench.network.forward import no_look
 from sipp_bench.network.points import call_model, iterate_batches, model_device
 from sipp_bench.network.tracing import tracing
 from sipp_bench.sensitivity.measure import Sensitivity, measure_sensitivity
 from theory_checks.cases import oracle
 from theory_checks.certificate.composition import Distribution, cancellation, folded
 from theory_checks.evidence.finding import Effort
-from theory_checks.evidence.rounding import error_rounding, sensitivity_rounding, sensitivity_underflow, unit
 from theory_checks.on_network.capture import BATCH, layer_batches
 from theory_checks.on_network.fresh_look import FreshLook
 from theory_checks.on_network.held import Held
@@ -202,14 +202,8 @@ def blocks_of(
 
 
 def rounding_of(epsilon: Tensor, n: int, dtype: torch.dtype) -> Tensor:
-    """Room for rounding in r <= epsilon: of the sensitivities behind epsilon, of reweighted weights, of r itself."""
-    kind = torch.float64 if dtype == torch.float64 else torch.float32
-    finite = epsilon.clamp(max=torch.finfo(torch.float64).max)
-    return (
-        finite * sensitivity_rounding(n, kind)
-        + (1 + finite) * (unit(dtype) + error_rounding(n))
-        + n * sensitivity_underflow(kind)
-    )
+    """Room for rounding in r <= epsilon, as for blocks whose weights were reweighted."""
+    return BlockError.room(epsilon, torch.ones_like(epsilon, dtype=torch.bool), n, dtype)
 
 
 def outputs(model: nn.Module, points: Held) -> Tensor:
@@ -222,7 +216,7 @@ def outputs(model: nn.Module, points: Held) -> Tensor:
 
 def _run_all(model: nn.Module, points: Held) -> list[Any]:
     """What the network gives in eval mode, batch by batch."""
-    with torch.no_grad(), tracing(model, lambda call, output: None):
+    with torch.no_grad(), tracing(model, no_look):
         batches = iterate_batches(points.points(BATCH), BATCH, model_device(model))
         return [call_model(model, inputs) for inputs, _ in batches]
 

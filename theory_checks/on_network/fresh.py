@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from sipp_bench import bounds
+from sipp_bench.compression.rounding import gamma
 from sipp_bench.errors import ModelError
 from sipp_bench.network.blocks import median
 from theory_checks.certificate import composition
 from theory_checks.evidence import statistics
 from theory_checks.evidence.finding import Finding, Verdict
-from theory_checks.evidence.rounding import gamma
 from theory_checks.evidence.wording import percent_up
 from theory_checks.on_network.context import Cell, Context, NotApplicable, outputs, rounding_of
 from theory_checks.on_network.disagreement import prediction_disagreement

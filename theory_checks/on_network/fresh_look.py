@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from sipp_bench.compression.rounding import sensitivity_rounding
 from sipp_bench.network.points import Points
 from sipp_bench.sensitivity.measure import Sensitivity, measure_sensitivity
-from theory_checks.evidence.rounding import sensitivity_rounding
 from theory_checks.on_network.audit import Audit, audit
 from theory_checks.on_network.held import Held
 from theory_checks.subjects.subject import REFERENCE

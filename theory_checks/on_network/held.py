@@ -16,6 +16,7 @@ from sipp_bench.network.point_sets import (
     Positions,
     as_point_set,
     batch_length,
+    joined,
     map_inputs,
     named_entries,
     tensors_of,
@@ -53,7 +54,7 @@ class Held:
                 runs[-1].append(inputs)
             else:
                 runs.append([inputs])
-        return cls(tuple(_joined(run) for run in runs), positions)
+        return cls(tuple(joined(run) for run in runs), positions)
 
     def __len__(self) -> int:
         return sum(batch_length(group) for group in self.groups)
@@ -107,8 +108,3 @@ def _as_is(batch: Any) -> Any:
 def _form(inputs: Inputs) -> Any:
     kind = "names" if isinstance(inputs, Mapping) else "places"
     return kind, [(name, tensor.dtype, tensor.shape[1:]) for name, tensor in named_entries(inputs)]
-
-
-def _joined(run: list[Inputs]) -> Inputs:
-    columns = iter([torch.cat(column) for column in zip(*map(tensors_of, run), strict=True)])
-    return map_inputs(lambda _: next(columns), run[0])

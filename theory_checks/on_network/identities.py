@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sipp_bench import bounds
+from sipp_bench.compression.rounding import sensitivity_rounding, sensitivity_underflow
 from sipp_bench.errors import ModelError
 from sipp_bench.machine.seeds import derived_seed
 from sipp_bench.network.blocks import block_sums, median
@@ -15,7 +16,6 @@ from sipp_bench.sensitivity.measure import measure_sensitivity
 from theory_checks.cases import oracle
 from theory_checks.certificate.certify import certify
 from theory_checks.evidence.finding import Finding, Verdict
-from theory_checks.evidence.rounding import sensitivity_rounding, sensitivity_underflow
 from theory_checks.on_network.capture import BATCH, layer_batches
 from theory_checks.on_network.context import Blocks, Cell, Context, NotApplicable, rounding_of
 from theory_checks.on_network.steady import mixes_points

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sipp_bench.errors import ModelError, PointsError
+from sipp_bench.network.forward import no_look
 from sipp_bench.network.points import Inputs, call_model, iterate_batches, model_device
 from sipp_bench.network.tracing import Call, tracing
 from theory_checks.certificate.rules import tensors_in
@@ -64,7 +65,7 @@ def _numbers(model: nn.Module, points: Held) -> Iterator[tuple[str, Tensor]]:
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    with torch.no_grad(), tracing(model, lambda call, output: None):
+    with torch.no_grad(), tracing(model, no_look):
         return list(tensors_in(call_model(model, inputs)))
 
 
